@@ -1,0 +1,211 @@
+package handover
+
+import (
+	"context"
+	"errors"
+	"net"
+	"os"
+	"sync"
+	"time"
+)
+
+type gateState int
+
+const (
+	gateShut  gateState = iota // callers wait
+	gateOpen                   // callers pass
+	gateEnded                  // callers get net.ErrClosed
+)
+
+// gate lets accepts and reads through while their generation owns the
+// sockets. Shutting it interrupts the pending ones and waits until each has
+// returned, so that what is accepted after that is accepted by somebody else;
+// opening it again undoes that, and the callers notice nothing.
+type gate struct {
+	owns func() bool // asked before each pass; nil: always
+
+	mu       sync.Mutex
+	state    gateState
+	changed  chan struct{} // closed and replaced when state changes
+	inflight int
+	idle     chan struct{} // non-nil while shut waits; closed when inflight is 0
+	members  map[*passage]struct{}
+}
+
+// passage is one socket's way through the gate.
+type passage struct {
+	gate        *gate
+	setDeadline func(time.Time) error // of the pending operation; never fails on an open socket
+	closed      chan struct{}         // closed by close
+
+	// Guarded by gate.mu.
+	inflight int
+	deadline time.Time     // the user's
+	moved    chan struct{} // closed and replaced when deadline changes
+	dead     bool
+}
+
+var longAgo = time.Unix(1, 0)
+
+func newGate(owns func() bool) *gate {
+	return &gate{owns: owns, changed: make(chan struct{}), members: map[*passage]struct{}{}}
+}
+
+func (g *gate) newPassage(setDeadline func(time.Time) error) *passage {
+	p := &passage{gate: g, setDeadline: setDeadline, closed: make(chan struct{}), moved: make(chan struct{})}
+	g.mu.Lock()
+	g.members[p] = struct{}{}
+	g.mu.Unlock()
+	return p
+}
+
+// enter waits until p may pass. Each success is followed by one leave.
+func (p *passage) enter() error {
+	g := p.gate
+	for {
+		g.mu.Lock()
+		switch {
+		case p.dead || g.state == gateEnded:
+			g.mu.Unlock()
+			return net.ErrClosed
+		case g.state == gateOpen && (g.owns == nil || g.owns()):
+			g.inflight++
+			p.inflight++
+			g.mu.Unlock()
+			return nil
+		}
+		changed, moved, deadline := g.changed, p.moved, p.deadline
+		g.mu.Unlock()
+		if err := waitChange(changed, moved, p.closed, deadline); err != nil {
+			return err
+		}
+	}
+}
+
+func waitChange(changed, moved, closed <-chan struct{}, deadline time.Time) error {
+	var expired <-chan time.Time
+	if !deadline.IsZero() {
+		t := time.NewTimer(time.Until(deadline))
+		defer t.Stop()
+		expired = t.C
+	}
+	select {
+	case <-changed:
+	case <-moved:
+	case <-closed:
+	case <-expired:
+		return os.ErrDeadlineExceeded
+	}
+	return nil
+}
+
+// leave ends what enter began. It tells whether err was only the interruption
+// by shut, so that the caller has to enter again.
+func (p *passage) leave(err error) (again bool) {
+	g := p.gate
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.inflight--
+	p.inflight--
+	if g.inflight == 0 && g.idle != nil {
+		close(g.idle)
+		g.idle = nil
+	}
+	if !errors.Is(err, os.ErrDeadlineExceeded) {
+		return false
+	}
+	return p.dead || p.deadline.IsZero() || time.Now().Before(p.deadline)
+}
+
+// setUserDeadline is SetDeadline as the application knows it.
+func (p *passage) setUserDeadline(t time.Time) error {
+	g := p.gate
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if p.dead {
+		return net.ErrClosed
+	}
+	p.deadline = t
+	close(p.moved)
+	p.moved = make(chan struct{})
+	if g.state != gateOpen {
+		return nil // open sets it
+	}
+	return p.setDeadline(t)
+}
+
+// close takes p out. The caller closes the socket after it.
+func (p *passage) close() (first bool) {
+	g := p.gate
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if p.dead {
+		return false
+	}
+	p.dead = true
+	close(p.closed)
+	delete(g.members, p)
+	p.setDeadline(longAgo)
+	return true
+}
+
+func (g *gate) setStateLocked(s gateState) {
+	g.state = s
+	close(g.changed)
+	g.changed = make(chan struct{})
+}
+
+// shut stops all passages and returns when the last has left, or with ctx's
+// error, and then the gate is still shut.
+func (g *gate) shut(ctx context.Context) error {
+	g.mu.Lock()
+	if g.state != gateOpen {
+		g.mu.Unlock()
+		return nil
+	}
+	g.setStateLocked(gateShut)
+	for p := range g.members {
+		if p.inflight > 0 {
+			p.setDeadline(longAgo)
+		}
+	}
+	if g.inflight == 0 {
+		g.mu.Unlock()
+		return nil
+	}
+	idle := make(chan struct{})
+	g.idle = idle
+	g.mu.Unlock()
+	select {
+	case <-idle:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// open lets passages through, with the deadlines that the application set.
+func (g *gate) open() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.state != gateShut {
+		return
+	}
+	for p := range g.members {
+		p.setDeadline(p.deadline)
+	}
+	g.setStateLocked(gateOpen)
+}
+
+// end stops all passages for good.
+func (g *gate) end() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.state == gateEnded {
+		return
+	}
+	g.setStateLocked(gateEnded)
+	for p := range g.members {
+		p.setDeadline(longAgo)
+	}
+}

@@ -1,0 +1,121 @@
+package handover
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"sync"
+	"time"
+
+	"github.com/handoverd/handoverd/scm"
+)
+
+// link is one conversation on the control socket: frames over packets.
+type link struct {
+	conn *scm.Conn
+	room int // descriptors that a received frame may carry
+	buf  []byte
+	fds  []int
+
+	in     chan inbound // after startReader
+	reader sync.WaitGroup
+	quit   chan struct{}
+	once   sync.Once
+}
+
+// inbound is a received frame, or the error that ends the conversation.
+type inbound struct {
+	frame any
+	err   error
+}
+
+func newLink(conn *scm.Conn, room int) *link {
+	return &link{conn: conn, room: room, buf: make([]byte, maxFrame), fds: make([]int, room), quit: make(chan struct{})}
+}
+
+// send sends one frame with descriptors, which stay the caller's.
+func (l *link) send(ctx context.Context, f any, fds ...int) error {
+	p, err := encodeFrame(f)
+	if err != nil {
+		return err
+	}
+	return l.conn.Send(ctx, p, fds)
+}
+
+// sendWithin is send with a deadline of its own.
+func (l *link) sendWithin(d time.Duration, f any) error {
+	ctx, cancel := context.WithTimeout(context.Background(), d)
+	defer cancel()
+	return l.send(ctx, f)
+}
+
+// recv receives one frame. The descriptors are the caller's, also with an
+// error of decoding; the slice is valid until the next recv.
+func (l *link) recv(ctx context.Context) (any, []int, error) {
+	n, nfds, err := l.conn.Recv(ctx, l.buf, l.fds)
+	if err != nil {
+		return nil, nil, err
+	}
+	f, err := decodeFrame(l.buf[:n])
+	return f, l.fds[:nfds], err
+}
+
+// recvPlain receives one frame that may carry no descriptors.
+func (l *link) recvPlain(ctx context.Context) (any, error) {
+	f, fds, err := l.recv(ctx)
+	if len(fds) > 0 {
+		closeAll(fds)
+		if err == nil {
+			err = fmt.Errorf("%w: %d descriptors nobody asked for", errFrame, len(fds))
+		}
+	}
+	return f, err
+}
+
+// startReader moves receiving to a goroutine that fills l.in, whose last
+// element carries an error. Received descriptors are closed: no frame that
+// comes this way has any.
+func (l *link) startReader() {
+	l.in = make(chan inbound)
+	l.reader.Go(l.read)
+}
+
+func (l *link) read() {
+	for {
+		f, err := l.recvPlain(context.Background())
+		select {
+		case l.in <- inbound{f, err}:
+		case <-l.quit:
+			return
+		}
+		if err != nil {
+			return
+		}
+	}
+}
+
+// unread tells whether frames wait, in the kernel or in the reader's hand. A
+// process that was stopped finds its timers expired before it has read what
+// arrived meanwhile, and must not call its peer silent.
+func (l *link) unread() bool { return l.conn.Readable() }
+
+func (l *link) close() {
+	l.once.Do(func() {
+		close(l.quit)
+		l.conn.Close()
+		l.reader.Wait()
+	})
+}
+
+func closeAll(fds []int) {
+	for _, fd := range fds {
+		closeFD(fd)
+	}
+}
+
+// gone tells whether err means that the peer has closed, rather than that it
+// broke the protocol or was slow.
+func gone(err error) bool {
+	return errors.Is(err, io.EOF) || isConnReset(err)
+}

@@ -1,0 +1,413 @@
+package handover
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"slices"
+	"time"
+
+	"github.com/handoverd/handoverd/scm"
+)
+
+// Limits of the control socket. Beyond them whoever has been silent longest
+// makes room, so that a silent client never blocks the next.
+const (
+	maxPending       = 64  // connections whose hello is awaited
+	maxConversations = 256 // connections in all
+)
+
+// controlSocket is the control listener with the lock of its path.
+type controlSocket struct {
+	ln     *net.UnixListener
+	way    *passage
+	path   string
+	id     fileID
+	lockFD int
+	ctl    socket // as it travels
+	lock   socket
+}
+
+func newControlSocket(ln *net.UnixListener, path string, id fileID, lockFD int, g *gate) (*controlSocket, error) {
+	fd, err := sockFD(ln)
+	if err != nil {
+		return nil, err
+	}
+	c := &controlSocket{ln: ln, path: path, id: id, lockFD: lockFD}
+	c.ctl = socket{fd: fd, item: item{
+		Name: nameControl, Kind: kindControl, Network: "unixpacket", Address: path, Dev: id.dev, Ino: id.ino,
+	}}
+	c.lock = socket{fd: lockFD, item: item{Name: nameLock, Kind: kindLock, Address: path + ".lock"}}
+	for _, s := range []*socket{&c.ctl, &c.lock} {
+		info, err := inspect(s.fd)
+		if err != nil {
+			return nil, err
+		}
+		s.Cookie, s.Netns = info.cookie, info.netns
+	}
+	c.way = g.newPassage(ln.SetDeadline)
+	return c, nil
+}
+
+// unlink removes the control path and the lock file, if they are still ours.
+// The lock goes last: who gets it finds no path in the way.
+func (c *controlSocket) unlink() {
+	unlinkOurs(c.path, c.id)
+	removeLock(c.lockFD, c.path)
+}
+
+func (c *controlSocket) close() {
+	c.way.close()
+	c.ln.Close()
+	closeFD(c.lockFD)
+	c.lockFD = -1
+}
+
+// netnsHandle is the network namespace in which the set's sockets are made.
+type netnsHandle struct {
+	fd      int // owned; -1 if there is none
+	foreign bool
+	item    item
+}
+
+func (h *netnsHandle) run(f func() error) error {
+	if !h.foreign || h.fd < 0 {
+		return f()
+	}
+	return inNetns(h.fd, f)
+}
+
+func (h *netnsHandle) close() {
+	closeFD(h.fd)
+	h.fd = -1
+}
+
+// acceptControl accepts connections to the control socket until the gate ends.
+func (g *Generation) acceptControl() {
+	for {
+		err := g.control.way.enter()
+		if err != nil {
+			return
+		}
+		c, err := g.control.ln.AcceptUnix()
+		if g.control.way.leave(err) {
+			continue
+		}
+		if errors.Is(err, net.ErrClosed) {
+			return
+		}
+		if err != nil {
+			// Out of descriptors or memory: the client stays in the queue.
+			g.log.Error("accept on the control socket", "error", err)
+			t := time.NewTimer(50 * time.Millisecond)
+			select {
+			case <-t.C:
+			case <-g.superseded:
+			}
+			t.Stop()
+			continue
+		}
+		conn, err := scm.NewConn(c)
+		if err != nil {
+			c.Close()
+			g.log.Error("control connection", "error", err)
+			continue
+		}
+		g.admit(newLink(conn, 0))
+	}
+}
+
+// admit starts a conversation, making room for it if need be.
+func (g *Generation) admit(l *link) {
+	var evicted *link
+	ok := false
+	g.do(func() {
+		if len(g.pending) >= maxPending || len(g.conns) >= maxConversations && len(g.pending) > 0 {
+			evicted = g.pending[0]
+			g.pending = g.pending[1:]
+		}
+		if len(g.conns) < maxConversations+maxPending && g.phase != PhaseDraining {
+			ok = true
+			g.conns[l] = false
+			g.pending = append(g.pending, l)
+		}
+	})
+	if evicted != nil {
+		evicted.conn.Close()
+	}
+	if !ok {
+		l.close()
+		return
+	}
+	g.wg.Go(func() { g.converse(l) })
+}
+
+// converse serves one connection to the control socket.
+func (g *Generation) converse(l *link) {
+	defer g.do(func() { delete(g.conns, l) })
+	defer l.close()
+	hello, err := g.greet(l)
+	g.do(func() {
+		if i := slices.Index(g.pending, l); i >= 0 {
+			g.pending = slices.Delete(g.pending, i, i+1)
+		}
+	})
+	if err == nil {
+		switch hello.Intent {
+		case intentTakeover:
+			err = g.handOver(l, hello)
+		case intentStatus:
+			err = g.tellStatus(l)
+		case intentStop:
+			err = g.obeyStop(l)
+		case intentCommit, intentRollback:
+			err = g.obeyProbation(l, hello.Intent)
+		case intentReport:
+			err = g.hearReport(l, hello)
+		default:
+			err = refusef(CodeProtocol, "unknown intent %.40q: use a handoverd of the owner's version", hello.Intent)
+		}
+	}
+	if refusal := (*RefusedError)(nil); errors.As(err, &refusal) {
+		l.sendWithin(g.cfg.StepTimeout, frameRefuse{Type: typeRefuse, Code: refusal.Code, Message: refusal.Message})
+	}
+	if err != nil {
+		g.log.Info("conversation ended", "error", err)
+	}
+}
+
+// greet checks who is there and hears what it wants. Before that it answers
+// nothing but a refusal.
+func (g *Generation) greet(l *link) (*frameHello, error) {
+	// A peer has no reason to send descriptors; where the kernel can, it
+	// does not even let it. Older kernels close what comes.
+	if err := l.conn.SetPassRights(false); err != nil && !errors.Is(err, errors.ErrUnsupported) {
+		return nil, err
+	}
+	cred, err := l.conn.PeerCred()
+	if err != nil {
+		return nil, err
+	}
+	if err := g.cfg.permits(cred.UID); err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(g.ctx, g.cfg.StepTimeout)
+	defer cancel()
+	f, err := l.recvPlain(ctx)
+	if errors.Is(err, errFrame) {
+		return nil, refusef(CodeProtocol, "%v", err)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("await hello: %w", err)
+	}
+	hello, ok := f.(*frameHello)
+	if !ok {
+		return nil, refusef(CodeProtocol, "the first frame is a hello, not %T", f)
+	}
+	for _, v := range hello.Protocols {
+		if slices.Contains(g.cfg.protocols, v) {
+			return hello, nil
+		}
+	}
+	return nil, refusef(CodeVersion, "the owner speaks protocol %v, the peer %v: go through a version that speaks both", g.cfg.protocols, hello.Protocols)
+}
+
+// overflowUID is what the kernel shows for a uid that has no mapping in our
+// user namespace: user_namespaces(7).
+const overflowUID = 65534
+
+// permits tells whether a user may talk to this process.
+func (c *Config) permits(uid uint32) error {
+	if uid == overflowUID && !uidsAllMapped() {
+		return refusef(CodeUnauthorized, "your user has no mapping in the user namespace of this process (the kernel shows it as uid %d): run both in the same user namespace", uid)
+	}
+	if uid == 0 || int(uid) == os.Geteuid() || slices.Contains(c.AllowUIDs, uid) {
+		return nil
+	}
+	return refusef(CodeUnauthorized, "uid %d may not talk to this process: run as the same user, or have its owner allow that uid", uid)
+}
+
+func (g *Generation) tellStatus(l *link) error {
+	var st Status
+	if err := g.do(func() { st = g.status() }); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(g.ctx, g.cfg.StepTimeout)
+	defer cancel()
+	all := st.Sockets
+	const page = 64 // sockets with the longest names and addresses fit a frame
+	for {
+		n := min(page, len(all))
+		st.Sockets, all = all[:n], all[n:]
+		if err := l.send(ctx, frameStatus{Type: typeStatus, Status: st, More: len(all) > 0}); err != nil {
+			return err
+		}
+		if len(all) == 0 {
+			return nil
+		}
+		st = Status{Generation: st.Generation}
+	}
+}
+
+func (g *Generation) obeyProbation(l *link, intent string) error {
+	var phase Phase
+	if err := g.do(func() { phase = g.phase }); err != nil {
+		return err
+	}
+	if phase != PhaseProbation {
+		if intent == intentCommit && phase == PhaseOwner {
+			return l.sendWithin(g.cfg.StepTimeout, frameSimple{Type: typeOK})
+		}
+		return refusef(CodeState, "generation %d is not in probation but %v: there is nothing to %s", g.number, phase, intent)
+	}
+	g.do(func() { g.conns[l] = true }) // the answer outlives a rollback
+	ctx, cancel := context.WithTimeout(g.ctx, 2*g.cfg.StepTimeout)
+	defer cancel()
+	kind := cmdCommit
+	if intent == intentRollback {
+		kind = cmdRollback
+	}
+	if err := g.pred.command(ctx, kind); err != nil {
+		return refusef(CodeState, "%s: %v", intent, err)
+	}
+	return l.sendWithin(g.cfg.StepTimeout, frameSimple{Type: typeOK})
+}
+
+// obeyStop stops, and then tells the operator how the drain goes.
+func (g *Generation) obeyStop(l *link) error {
+	var phase Phase
+	if err := g.do(func() { phase = g.phase; g.conns[l] = true }); err != nil {
+		return err
+	}
+	switch phase {
+	case PhaseOwner:
+	case PhaseProbation:
+		if err := g.pred.command(g.ctx, cmdCommit); err != nil {
+			return refusef(CodeState, "stop: %v", err)
+		}
+	case PhaseDraining:
+	default:
+		return refusef(CodeBusy, "generation %d is %v: a successor takes over; wait for it, then stop that", g.number, phase)
+	}
+	if err := g.Stop(g.ctx); err != nil {
+		return refusef(CodeState, "stop: %v", err)
+	}
+	l.startReader()
+	return g.tellDrain(l, false)
+}
+
+// tellDrain sends progress until the drain has ended, then its report. If
+// the listener goes away it looks for the next owner, when redial says so.
+func (g *Generation) tellDrain(l *link, redial bool) error {
+	tick := time.NewTicker(500 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		var in <-chan inbound
+		if l != nil {
+			in = l.in
+		}
+		select {
+		case <-g.drained:
+			if l == nil {
+				if l = g.redial(); l == nil {
+					return nil // nobody is there to hear it
+				}
+				defer l.close()
+			}
+			return g.tellReport(l)
+		case f := <-in:
+			if f.err == nil {
+				continue // alive, commit: late
+			}
+			if !redial {
+				return f.err
+			}
+			l.close()
+			l = nil
+		case <-tick.C:
+			if l == nil {
+				if l = g.redial(); l == nil {
+					continue
+				}
+				defer l.close()
+			}
+			// One that does not read misses progress, not the report.
+			l.sendWithin(100*time.Millisecond, g.progress())
+		case <-g.ctx.Done():
+			return g.ctx.Err()
+		}
+	}
+}
+
+func (g *Generation) progress() frameProgress {
+	f := frameProgress{Type: typeProgress, Generation: g.number}
+	if g.cfg.Stats != nil {
+		f.Stats = g.cfg.Stats()
+	}
+	return f
+}
+
+func (g *Generation) tellReport(l *link) error {
+	f := frameDrained{Type: typeDrained, Generation: g.number}
+	g.do(func() {
+		if g.report == nil {
+			return
+		}
+		if b, err := json.Marshal(g.report); err == nil && len(b) < maxFrame/2 {
+			f.Report = b
+		}
+	})
+	return l.sendWithin(g.cfg.StepTimeout, f)
+}
+
+// redial finds the present owner and announces a report to it.
+func (g *Generation) redial() *link {
+	ctx, cancel := context.WithTimeout(g.ctx, time.Second)
+	defer cancel()
+	conn, err := scm.Dial(ctx, "unixpacket", g.cfg.Socket)
+	if err != nil {
+		return nil
+	}
+	l := newLink(conn, 0)
+	err = l.send(ctx, frameHello{
+		Type: typeHello, Protocols: g.cfg.protocols, Intent: intentReport,
+		Program: g.cfg.Program, Build: g.cfg.Build, PID: os.Getpid(), Generation: g.number,
+	})
+	if err != nil {
+		l.close()
+		return nil
+	}
+	l.startReader()
+	return l
+}
+
+// hearReport listens to an earlier generation that drains.
+func (g *Generation) hearReport(l *link, hello *frameHello) error {
+	if hello.Generation >= g.number {
+		return refusef(CodeProtocol, "generation %d does not come before %d", hello.Generation, g.number)
+	}
+	peer := PeerStatus{Generation: hello.Generation, Phase: PhaseDraining, Program: hello.Program, Build: hello.Build, PID: hello.PID}
+	g.recordDraining(peer)
+	for {
+		f, err := l.recvPlain(g.ctx)
+		if err != nil {
+			g.predecessorLeft(peer.Generation)
+			return nil
+		}
+		switch f := f.(type) {
+		case *frameProgress:
+			peer.Stats = f.Stats
+		case *frameDrained:
+			peer.Stats, peer.Phase, peer.Report = Stats{}, PhaseDone, f.Report
+		default:
+			return refusef(CodeProtocol, "%T in a report", f)
+		}
+		g.recordDraining(peer)
+		if peer.Phase == PhaseDone {
+			return nil
+		}
+	}
+}

@@ -1,0 +1,515 @@
+package handover
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"slices"
+	"syscall"
+	"time"
+)
+
+// socket is one named descriptor of the set.
+type socket struct {
+	item
+	fd  int          // owned here, unless ln or pc is set, which own it then
+	ln  net.Listener // set when claimed as a listener
+	pc  net.PacketConn
+	way *passage
+	id  fileID // of a bound Unix path
+}
+
+func (s *socket) public() Socket {
+	return Socket{Name: s.Name, Kind: s.Kind, Network: s.Network, Address: s.Address}
+}
+
+func (s *socket) status() SocketStatus {
+	st := SocketStatus{Socket: s.public(), Cookie: uint64(s.Cookie), Netns: uint64(s.Netns)}
+	if s.Kind == KindListener && (s.Network == "tcp" || s.Network == "tcp4" || s.Network == "tcp6") {
+		if n, backlog, ok := acceptQueue(s.fd); ok {
+			st.Queue, st.Backlog = &n, &backlog
+		}
+	}
+	return st
+}
+
+func (s *socket) passageClose() bool {
+	if s.way == nil {
+		return true
+	}
+	return s.way.close()
+}
+
+func (s *socket) closeDescriptor() {
+	switch {
+	case s.ln != nil:
+		s.ln.Close()
+	case s.pc != nil:
+		s.pc.Close()
+	default:
+		closeFD(s.fd)
+	}
+	s.fd = -1
+}
+
+// unlink removes a bound Unix path, if it is still the one that was bound.
+func (s *socket) unlink() {
+	if s.Network == "unix" || s.Network == "unixpacket" || s.Network == "unixgram" {
+		unlinkOurs(s.Address, s.id)
+	}
+}
+
+// wants tells whether the socket is what an application asks for. An empty
+// network or address asks for whatever it is.
+func (s *socket) wants(ctx context.Context, kind Kind, network, address string) bool {
+	if s.Kind != kind {
+		return false
+	}
+	if network != "" && network != s.Network && !sameFamily(network, s.Network) {
+		return false
+	}
+	if address == "" || address == s.Asked || address == s.Address {
+		return true
+	}
+	return sameAddress(ctx, network, address, s.Address)
+}
+
+// sameFamily lets "tcp" and "tcp4" go together, since a socket activator does
+// not say which was meant; "unix" and "unixpacket" differ in kind.
+func sameFamily(a, b string) bool {
+	switch a {
+	case "tcp", "tcp4", "tcp6":
+		return b == "tcp" || (a == "tcp" && (b == "tcp4" || b == "tcp6"))
+	case "udp", "udp4", "udp6":
+		return b == "udp" || (a == "udp" && (b == "udp4" || b == "udp6"))
+	}
+	return false
+}
+
+// sameAddress tells whether the address that is asked for is that which is
+// bound. 0.0.0.0 and [::] are different; port 0 asks for any port.
+func sameAddress(ctx context.Context, network, asked, bound string) bool {
+	host, port, err := net.SplitHostPort(asked)
+	if err != nil {
+		return false
+	}
+	bhost, bport, err := net.SplitHostPort(bound)
+	if err != nil {
+		return false
+	}
+	n, err := net.DefaultResolver.LookupPort(ctx, network, port)
+	if err != nil || (n != 0 && fmt.Sprint(n) != bport) {
+		return false
+	}
+	if host == "" {
+		switch network {
+		case "tcp4", "udp4":
+			host = "0.0.0.0"
+		default:
+			host = "::"
+			if bhost == "0.0.0.0" {
+				host = bhost // no IPv6 here: package net falls back
+			}
+		}
+	}
+	if host == bhost {
+		return true
+	}
+	addrs, err := net.DefaultResolver.LookupNetIP(ctx, "ip", host)
+	if err != nil {
+		return false
+	}
+	for _, a := range addrs {
+		if a.Unmap().String() == bhost {
+			return true
+		}
+	}
+	return false
+}
+
+// Listen gives the listener with that name: the inherited one, if network and
+// address agree with what it is bound to, else a new one. An empty network
+// and address take whatever was inherited, or fail with ErrNotFound.
+//
+// The network is tcp, tcp4, tcp6, unix or unixpacket; the name is the
+// identity, unique in the set. Accept waits until this generation owns the
+// socket, waits again while a successor is in probation, and returns
+// net.ErrClosed when ownership has gone for good. Close takes the socket out
+// of the set, so that no successor gets it. A Unix socket's path is removed
+// when the last owner stops, if it is still the same file.
+//
+// A new socket is made in the network namespace of the first generation.
+func (g *Generation) Listen(name, network, address string) (net.Listener, error) {
+	s, err := g.claim(name, KindListener, network, address)
+	if err != nil {
+		return nil, fmt.Errorf("listen %s: %w", name, err)
+	}
+	return &listener{g: g, s: s, ln: s.ln, way: s.way}, nil
+}
+
+// ListenPacket is Listen for datagram sockets: udp, udp4, udp6 or unixgram.
+// Reading waits as Accept does; writing does not.
+func (g *Generation) ListenPacket(name, network, address string) (net.PacketConn, error) {
+	s, err := g.claim(name, KindPacket, network, address)
+	if err != nil {
+		return nil, fmt.Errorf("listen %s: %w", name, err)
+	}
+	return &packetConn{g: g, s: s, pc: s.pc, way: s.way}, nil
+}
+
+// claim takes an inherited socket or makes a new one.
+func (g *Generation) claim(name string, kind Kind, network, address string) (*socket, error) {
+	ctx, cancel := context.WithTimeout(g.ctx, g.cfg.StepTimeout)
+	defer cancel()
+	if err := CheckName(name); err != nil {
+		return nil, err
+	}
+	if network != "" && kindOf(network) != kind {
+		return nil, net.UnknownNetworkError(network)
+	}
+	old, err := g.reserve(name)
+	if err != nil {
+		return nil, err
+	}
+	defer g.do(func() { delete(g.reserved, name) })
+
+	// Inherited descriptors stay in place until they are claimed here, so
+	// that a failure leaves them to be closed as unclaimed.
+	if old != nil && old.wants(ctx, kind, network, address) {
+		return g.claimInherited(old)
+	}
+	if network == "" || address == "" && kind != KindListener {
+		return nil, ErrNotFound
+	}
+	s, err := g.bind(ctx, kind, name, network, address)
+	if err != nil {
+		if old != nil && errors.Is(err, syscall.EADDRINUSE) {
+			return nil, fmt.Errorf("%w (inherited under this name is %s %s, which is something else: keep that address, or change to the new one in two steps)", err, old.Network, old.Address)
+		}
+		return nil, err
+	}
+	return s, g.enroll(s)
+}
+
+// reserve makes name this call's, and tells what was inherited under it.
+func (g *Generation) reserve(name string) (old *socket, err error) {
+	e := g.do(func() {
+		switch {
+		case g.reserved[name] || g.byName[name] != nil:
+			err = errors.New("this name is in use already: names are identities, each is asked for once")
+		case g.phase != PhasePreparing && g.phase != PhaseOwner && g.phase != PhaseProbation:
+			err = fmt.Errorf("sockets cannot be added while this generation is %v", g.phase)
+		default:
+			g.reserved[name] = true
+			old = g.inherited[name]
+		}
+	})
+	return old, errors.Join(e, err)
+}
+
+func (g *Generation) claimInherited(s *socket) (*socket, error) {
+	// fileConn consumes a duplicate: if it fails, the socket stays inherited.
+	fd, err := dupFD(s.fd)
+	if err != nil {
+		return nil, err
+	}
+	ln, pc, err := fileConn(fd, s.Kind, s.Name)
+	if err != nil {
+		return nil, err
+	}
+	err = errors.Join(err, g.do(func() {
+		if g.inherited[s.Name] != s {
+			err = ErrClosed
+			return
+		}
+		delete(g.inherited, s.Name)
+		closeFD(s.fd)
+		s.fd = -1
+	}))
+	if err == nil {
+		err = s.hold(ln, pc)
+	}
+	if err != nil {
+		closeConn(ln, pc)
+		return nil, err
+	}
+	return s, g.enroll(s)
+}
+
+func closeConn(ln net.Listener, pc net.PacketConn) {
+	if ln != nil {
+		ln.Close()
+	}
+	if pc != nil {
+		pc.Close()
+	}
+}
+
+// hold makes package net's object the owner of the descriptor.
+func (s *socket) hold(ln net.Listener, pc net.PacketConn) error {
+	var c any = ln
+	var addr net.Addr
+	if ln != nil {
+		addr = ln.Addr()
+		if ul, ok := ln.(*net.UnixListener); ok {
+			ul.SetUnlinkOnClose(false)
+		}
+	} else {
+		c, addr = pc, pc.LocalAddr()
+	}
+	fd, err := sockFD(c.(syscall.Conn))
+	if err != nil {
+		return err
+	}
+	s.ln, s.pc, s.fd, s.Address = ln, pc, fd, addr.String()
+	return nil
+}
+
+// bind makes a new socket, in the namespace of the set.
+func (g *Generation) bind(ctx context.Context, kind Kind, name, network, address string) (*socket, error) {
+	if isUnixPath(network, address) {
+		if err := removeStale(network, address); err != nil {
+			return nil, err
+		}
+	}
+	s := &socket{item: item{Name: name, Kind: kind, Network: network, Asked: address}, fd: -1}
+	var ln net.Listener
+	var pc net.PacketConn
+	err := g.netns.run(func() (err error) {
+		if kind == KindPacket {
+			pc, err = g.cfg.ListenConfig.ListenPacket(ctx, network, address)
+		} else {
+			ln, err = g.cfg.ListenConfig.Listen(ctx, network, address)
+		}
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	if err := s.hold(ln, pc); err != nil {
+		closeConn(ln, pc)
+		return nil, err
+	}
+	return s, s.describe()
+}
+
+func isUnixPath(network, address string) bool {
+	return (network == "unix" || network == "unixpacket" || network == "unixgram") &&
+		address != "" && address[0] != '@' && address[0] != 0
+}
+
+// describe fills in what the kernel says, and closes the socket if it fails.
+func (s *socket) describe() error {
+	info, err := inspect(s.fd)
+	if err == nil && isUnixPath(s.Network, s.Address) && s.id == (fileID{}) {
+		s.id, err = idOf(s.Address)
+		s.Dev, s.Ino = s.id.dev, s.id.ino
+	}
+	if err != nil {
+		s.closeDescriptor()
+		return err
+	}
+	s.Cookie, s.Netns = info.cookie, info.netns
+	return nil
+}
+
+// enroll puts a claimed socket into the set.
+func (g *Generation) enroll(s *socket) error {
+	s.way = g.gate.newPassage(s.setDeadline())
+	var err error
+	e := g.do(func() {
+		switch g.phase {
+		case PhasePreparing, PhaseOwner, PhaseProbation:
+			g.addSocket(s)
+		default:
+			err = fmt.Errorf("sockets cannot be added while this generation is %v", g.phase)
+		}
+	})
+	if err = errors.Join(e, err); err != nil {
+		s.passageClose()
+		s.closeDescriptor()
+	}
+	return err
+}
+
+func (g *Generation) addSocket(s *socket) {
+	g.sockets = append(g.sockets, s)
+	g.byName[s.Name] = s
+}
+
+// setDeadline gives what interrupts a pending accept or read.
+func (s *socket) setDeadline() func(time.Time) error {
+	if s.pc != nil {
+		return s.pc.SetReadDeadline
+	}
+	return s.ln.(interface{ SetDeadline(time.Time) error }).SetDeadline
+}
+
+// remove takes a socket out of the set and closes it.
+func (g *Generation) remove(s *socket) {
+	if !s.passageClose() {
+		return
+	}
+	g.do(func() {
+		if g.byName[s.Name] != s {
+			return // released already
+		}
+		delete(g.byName, s.Name)
+		g.sockets = slices.DeleteFunc(slices.Clone(g.sockets), func(t *socket) bool { return t == s })
+		if g.phase.Owns() {
+			s.unlink()
+		}
+		g.bury(s)
+	})
+}
+
+// Adopt puts a descriptor that a socket activator (sd_listen_fds(3)) or the
+// application itself made into the set, where Listen, ListenPacket and File
+// find it as if it were inherited. It consumes f, also with an error. A
+// socket is switched to non-blocking mode, which all its holders see.
+func (g *Generation) Adopt(name string, f *os.File) error {
+	defer f.Close()
+	if err := CheckName(name); err != nil {
+		return err
+	}
+	fd, err := sockFD(f)
+	if err == nil {
+		fd, err = dupFD(fd)
+	}
+	if err != nil {
+		return fmt.Errorf("adopt %s: %w", name, err)
+	}
+	s, err := describeForeign(name, fd)
+	if err != nil {
+		closeFD(fd)
+		return fmt.Errorf("adopt %s: %w", name, err)
+	}
+	e := g.do(func() {
+		if g.phase != PhasePreparing && g.phase != PhaseOwner {
+			err = fmt.Errorf("sockets cannot be added while this generation is %v", g.phase)
+		}
+		if g.inherited[name] != nil || g.byName[name] != nil || g.reserved[name] {
+			err = errors.New("this name is in use already")
+		}
+		if err == nil {
+			g.inherited[name] = s
+		}
+	})
+	if err = errors.Join(e, err); err != nil {
+		closeFD(fd)
+		return fmt.Errorf("adopt %s: %w", name, err)
+	}
+	return nil
+}
+
+// File gives the inherited file with that name, which is no socket that
+// Listen or ListenPacket knows, or ErrNotFound. The caller gets a duplicate
+// and closes it; the set keeps the file for the next successor.
+func (g *Generation) File(name string) (f *os.File, err error) {
+	e := g.do(func() {
+		s := g.inherited[name]
+		if s == nil {
+			s = g.byName[name]
+		}
+		if s == nil || s.Kind != KindFile {
+			err = fmt.Errorf("file %q: %w", name, ErrNotFound)
+			return
+		}
+		fd, derr := dupFD(s.fd)
+		if derr != nil {
+			err = derr
+			return
+		}
+		f = os.NewFile(uintptr(fd), name)
+		if g.inherited[name] == s {
+			delete(g.inherited, name)
+			g.addSocket(s)
+		}
+	})
+	return f, errors.Join(e, err)
+}
+
+// listener is a net.Listener that accepts only while its generation owns it.
+type listener struct {
+	g   *Generation
+	s   *socket
+	ln  net.Listener
+	way *passage
+}
+
+var (
+	_ net.Listener   = (*listener)(nil)
+	_ net.PacketConn = (*packetConn)(nil)
+)
+
+// Accept waits for a connection. See Generation.Listen.
+func (l *listener) Accept() (net.Conn, error) {
+	for {
+		if err := l.way.enter(); err != nil {
+			return nil, &net.OpError{Op: "accept", Net: l.Addr().Network(), Addr: l.Addr(), Err: err}
+		}
+		c, err := l.ln.Accept()
+		if !l.way.leave(err) {
+			return c, err
+		}
+	}
+}
+
+// Addr is the bound address.
+func (l *listener) Addr() net.Addr { return l.ln.Addr() }
+
+// Close takes the socket out of the set. Pending Accepts return net.ErrClosed.
+func (l *listener) Close() error {
+	l.g.remove(l.s)
+	return nil
+}
+
+// SetDeadline bounds Accept.
+func (l *listener) SetDeadline(t time.Time) error { return l.way.setUserDeadline(t) }
+
+// packetConn is a net.PacketConn that reads only while its generation owns it.
+type packetConn struct {
+	g   *Generation
+	s   *socket
+	pc  net.PacketConn
+	way *passage
+}
+
+// ReadFrom waits for a packet. See Generation.ListenPacket.
+func (p *packetConn) ReadFrom(b []byte) (int, net.Addr, error) {
+	for {
+		if err := p.way.enter(); err != nil {
+			return 0, nil, &net.OpError{Op: "read", Net: p.LocalAddr().Network(), Source: p.LocalAddr(), Err: err}
+		}
+		n, addr, err := p.pc.ReadFrom(b)
+		if !p.way.leave(err) {
+			return n, addr, err
+		}
+	}
+}
+
+// WriteTo sends a packet, also while another generation owns the socket: what
+// was read can still be answered.
+func (p *packetConn) WriteTo(b []byte, addr net.Addr) (int, error) { return p.pc.WriteTo(b, addr) }
+
+// LocalAddr is the bound address.
+func (p *packetConn) LocalAddr() net.Addr { return p.pc.LocalAddr() }
+
+// Close takes the socket out of the set.
+func (p *packetConn) Close() error {
+	p.g.remove(p.s)
+	return nil
+}
+
+// SetDeadline bounds ReadFrom and WriteTo.
+func (p *packetConn) SetDeadline(t time.Time) error {
+	return errors.Join(p.SetReadDeadline(t), p.SetWriteDeadline(t))
+}
+
+// SetReadDeadline bounds ReadFrom.
+func (p *packetConn) SetReadDeadline(t time.Time) error { return p.way.setUserDeadline(t) }
+
+// SetWriteDeadline bounds WriteTo.
+func (p *packetConn) SetWriteDeadline(t time.Time) error { return p.pc.SetWriteDeadline(t) }

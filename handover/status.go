@@ -1,0 +1,55 @@
+package handover
+
+import (
+	"encoding/json"
+	"time"
+)
+
+// Status is an owner's account of itself and of the generations around it.
+type Status struct {
+	Protocol    int            `json:"protocol"`
+	Generation  uint64         `json:"generation"`
+	Phase       Phase          `json:"phase"`
+	Program     string         `json:"program"`
+	Build       string         `json:"build,omitempty"`
+	Revision    uint64         `json:"revision,omitempty"`
+	PID         int            `json:"pid"` // in the owner's own pid namespace
+	Started     time.Time      `json:"started"`
+	Owner       time.Time      `json:"owner_since,omitzero"`
+	Probation   time.Duration  `json:"probation_left_ns,omitempty"`
+	Stats       Stats          `json:"stats"`
+	Sockets     []SocketStatus `json:"sockets"`
+	Unclaimed   []Socket       `json:"unclaimed,omitempty"` // what this generation closed at its takeover
+	Successor   *PeerStatus    `json:"successor,omitempty"`
+	Draining    []PeerStatus   `json:"draining,omitempty"` // earlier generations that still drain
+	LastFailure string         `json:"last_failure,omitempty"`
+}
+
+// Socket names a descriptor of the set.
+type Socket struct {
+	Name    string `json:"name"`
+	Kind    Kind   `json:"kind"`
+	Network string `json:"network,omitempty"`
+	Address string `json:"address,omitempty"`
+}
+
+// SocketStatus is a socket with what the kernel says of it.
+type SocketStatus struct {
+	Socket
+	Cookie  uint64 `json:"cookie"`
+	Netns   uint64 `json:"netns_cookie,omitempty"`
+	Queue   *int   `json:"accept_queue,omitempty"` // TCP listeners
+	Backlog *int   `json:"backlog,omitempty"`
+}
+
+// PeerStatus is what is known of another generation.
+type PeerStatus struct {
+	Generation uint64          `json:"generation"`
+	Phase      Phase           `json:"phase"`
+	Program    string          `json:"program,omitempty"`
+	Build      string          `json:"build,omitempty"`
+	PID        int             `json:"pid,omitempty"` // as that process tells it
+	Stats      Stats           `json:"stats"`
+	Report     json.RawMessage `json:"report,omitempty"` // of a finished drain
+	Lost       bool            `json:"lost,omitempty"`   // ended without a report
+}

@@ -1,0 +1,324 @@
+package handover
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"strings"
+
+	"github.com/handoverd/handoverd/scm"
+)
+
+// receiver gathers what an owner hands over.
+type receiver struct {
+	cfg     Config
+	link    *link
+	welcome frameWelcome
+	proc    *process
+	netns   cookie // of this process
+
+	sockets  map[string]*socket
+	states   map[string]int
+	reserved map[Kind]*socket
+}
+
+// takeOver receives everything that the owner behind conn hands over. It
+// consumes conn. With an error nothing stays open.
+func takeOver(ctx context.Context, cfg Config, conn *scm.Conn) (*Generation, error) {
+	r := &receiver{
+		cfg: cfg, link: newLink(conn, scm.MaxFDs),
+		sockets: map[string]*socket{}, states: map[string]int{}, reserved: map[Kind]*socket{},
+	}
+	g, err := r.run(ctx)
+	if err != nil {
+		r.discard()
+		return nil, err
+	}
+	return g, nil
+}
+
+func (r *receiver) discard() {
+	for _, s := range r.sockets {
+		closeFD(s.fd)
+	}
+	for _, fd := range r.states {
+		closeFD(fd)
+	}
+	for _, s := range r.reserved {
+		closeFD(s.fd)
+	}
+	r.proc.close()
+	r.link.close()
+}
+
+func (r *receiver) run(ctx context.Context) (*Generation, error) {
+	cred, err := r.link.conn.PeerCred()
+	if err != nil {
+		return nil, err
+	}
+	if err := r.cfg.permits(cred.UID); err != nil {
+		return nil, fmt.Errorf("%w: %s belongs to uid %d, and sockets from there could be anything: run as that user, or allow that uid", ErrUntrustedOwner, r.cfg.Socket, cred.UID)
+	}
+	if r.netns, err = ownNetnsCookie(); err != nil {
+		return nil, err
+	}
+	if err := r.hello(ctx); err != nil {
+		return nil, err
+	}
+	for got := 0; got < r.welcome.Count; {
+		n, err := r.batch(ctx, got)
+		if err != nil {
+			return nil, err
+		}
+		got += n
+	}
+	return r.generation()
+}
+
+// step bounds one step; its error tells a slow owner from an impatient caller.
+func (r *receiver) step(ctx context.Context, what string, f func(context.Context) error) error {
+	sctx, cancel := context.WithTimeout(ctx, r.cfg.StepTimeout)
+	defer cancel()
+	err := f(sctx)
+	switch {
+	case err == nil:
+		return nil
+	case ctx.Err() != nil:
+		return fmt.Errorf("%s: %w", what, ctx.Err())
+	case errors.Is(err, context.DeadlineExceeded):
+		return fmt.Errorf("%w: no %s within %v; if the owner is stopped, continue it, else end it and start afresh", ErrStuck, what, r.cfg.StepTimeout)
+	case gone(err):
+		return fmt.Errorf("%w (%s: %w)", ErrPredecessorDied, what, err)
+	}
+	return fmt.Errorf("%s: %w", what, err)
+}
+
+func (r *receiver) hello(ctx context.Context) error {
+	hello := frameHello{
+		Type: typeHello, Protocols: r.cfg.protocols, Intent: intentTakeover,
+		Program: r.cfg.Program, Build: r.cfg.Build, PID: os.Getpid(),
+		Revision: r.cfg.Revision, Force: r.cfg.Force, Probation: millis(r.cfg.Probation),
+	}
+	if err := r.step(ctx, "hello", func(ctx context.Context) error { return r.link.send(ctx, hello) }); err != nil {
+		return err
+	}
+	return r.step(ctx, "welcome", func(ctx context.Context) error {
+		f, fds, err := r.link.recv(ctx)
+		// The one descriptor that may come is the owner's pidfd.
+		if len(fds) == 1 && err == nil {
+			if r.proc, err = watchProcess(fds[0]); err != nil {
+				return fmt.Errorf("the owner's pidfd: %w", err)
+			}
+		} else {
+			closeAll(fds)
+		}
+		if err != nil {
+			return err
+		}
+		switch f := f.(type) {
+		case *frameRefuse:
+			return &RefusedError{Code: f.Code, Message: f.Message}
+		case *frameWelcome:
+			if len(fds) > 1 {
+				return fmt.Errorf("%w: welcome with %d descriptors", errFrame, len(fds))
+			}
+			r.welcome = *f
+			return nil
+		}
+		return fmt.Errorf("%w: %T instead of welcome", errFrame, f)
+	})
+}
+
+// batch receives one sockets frame, looks at what really came, and says so.
+func (r *receiver) batch(ctx context.Context, first int) (n int, err error) {
+	var cookies []cookie
+	err = r.step(ctx, "sockets", func(ctx context.Context) error {
+		f, fds, err := r.link.recv(ctx)
+		if err == nil {
+			switch f := f.(type) {
+			case *frameRefuse:
+				err = &RefusedError{Code: f.Code, Message: f.Message}
+			case *frameSockets:
+				cookies, err = r.take(f, fds, first)
+				return err
+			default:
+				err = fmt.Errorf("%w: %T instead of sockets", errFrame, f)
+			}
+		}
+		closeAll(fds)
+		return err
+	})
+	if err != nil {
+		return 0, err
+	}
+	return len(cookies), r.step(ctx, "received", func(ctx context.Context) error {
+		return r.link.send(ctx, frameReceived{Type: typeReceived, First: first, Cookies: cookies})
+	})
+}
+
+// take checks and keeps the descriptors of one batch. It consumes fds.
+func (r *receiver) take(f *frameSockets, fds []int, first int) (cookies []cookie, err error) {
+	kept := 0
+	defer func() { closeAll(fds[kept:]) }()
+	if f.First != first || len(f.Items) != len(fds) || first+len(fds) > r.welcome.Count {
+		return nil, fmt.Errorf("%w: %d items from %d on with %d descriptors, after %d of %d",
+			errFrame, len(f.Items), f.First, len(fds), first, r.welcome.Count)
+	}
+	for i, it := range f.Items {
+		info, err := inspect(fds[i])
+		if err != nil {
+			return nil, err
+		}
+		if err := r.keep(it, info, fds[i]); err != nil {
+			return nil, fmt.Errorf("%w: %s: %w", errFrame, it.Name, err)
+		}
+		kept = i + 1
+		cookies = append(cookies, info.cookie)
+	}
+	return cookies, nil
+}
+
+// keep files one descriptor under its name. With an error it is not kept.
+func (r *receiver) keep(it item, info sockInfo, fd int) error {
+	s := &socket{item: it, fd: fd, id: fileID{it.Dev, it.Ino}}
+	// What the kernel says counts, not what the peer says.
+	s.Cookie, s.Netns = info.cookie, info.netns
+	switch it.Kind {
+	case kindState:
+		if _, ok := r.states[it.Name]; ok {
+			return errors.New("state sent twice")
+		}
+		r.states[it.Name] = fd
+		return nil
+	case kindControl, kindLock, kindNetns, kindWord:
+		if r.reserved[it.Kind] != nil {
+			return errors.New("sent twice")
+		}
+		if it.Kind == kindControl {
+			if err := info.goesWith("unixpacket"); err != nil {
+				return err
+			}
+			if !info.accepting {
+				return errors.New("the control socket does not listen")
+			}
+		}
+		r.reserved[it.Kind] = s
+		return nil
+	}
+	if r.sockets[it.Name] != nil {
+		return errors.New("name sent twice")
+	}
+	if it.Kind != KindFile {
+		if err := info.goesWith(it.Network); err != nil {
+			return err
+		}
+		if isBoundToNetns(it) && s.Netns != r.netns && !r.cfg.ForeignNetns {
+			return foreignError(s)
+		}
+	}
+	r.sockets[it.Name] = s
+	return nil
+}
+
+// isBoundToNetns tells whether a socket is reachable only through the network
+// namespace that it was made in. Unix sockets with a path are not.
+func isBoundToNetns(it item) bool {
+	return it.Kind != KindFile && !isUnixPath(it.Network, it.Address)
+}
+
+func foreignError(s *socket) error {
+	return fmt.Errorf("%w: %s %s (%s) lives in the owner's namespace and goes silent when that one's container is removed; run the new version with --network host like the old one, or with --network container:NAME, or let a holder own the sockets (ForeignNetns, --foreign-netns=allow, takes them all the same)",
+		ErrForeignNetns, s.Network, s.Address, s.Name)
+}
+
+// generation makes a generation of what was received.
+func (r *receiver) generation() (*Generation, error) {
+	for _, k := range []Kind{kindControl, kindLock, kindWord} {
+		if r.reserved[k] == nil {
+			return nil, fmt.Errorf("%w: the owner handed over no %s", errFrame, k)
+		}
+	}
+	g := newGeneration(r.cfg, r.welcome.Next)
+	word, err := mapWord(r.reserved[kindWord].fd)
+	delete(r.reserved, kindWord) // consumed either way
+	if err != nil {
+		g.cancel()
+		return nil, err
+	}
+	ctl := r.reserved[kindControl]
+	ln, err := controlListener(ctl.fd)
+	delete(r.reserved, kindControl)
+	if err == nil {
+		g.control, err = newControlSocket(ln, r.cfg.Socket, ctl.id, r.reserved[kindLock].fd, g.controlGate)
+		if err != nil {
+			ln.Close()
+		}
+	}
+	if err != nil {
+		word.close()
+		g.cancel()
+		return nil, err
+	}
+	delete(r.reserved, kindLock)
+	g.word = word
+	if ns := r.reserved[kindNetns]; ns != nil {
+		g.netns = netnsHandle{fd: ns.fd, item: ns.item, foreign: ctl.Netns != r.netns}
+		delete(r.reserved, kindNetns)
+	}
+	g.inherited, g.states = r.sockets, r.states
+	g.pred = &predecessor{
+		g: g, link: r.link, proc: r.proc, welcome: r.welcome,
+		cmds: make(chan command), quit: make(chan struct{}), over: make(chan struct{}),
+	}
+	g.launch()
+	g.log.Info("sockets received", "from", r.welcome.Generation, "count", r.welcome.Count,
+		"program", r.welcome.Program, "build", r.welcome.Build)
+	return g, nil
+}
+
+// controlListener makes a listener of a received control socket, which it
+// consumes.
+func controlListener(fd int) (*net.UnixListener, error) {
+	ln, _, err := fileConn(fd, KindListener, nameControl)
+	if err != nil {
+		return nil, fmt.Errorf("control socket: %w", err)
+	}
+	ul, ok := ln.(*net.UnixListener)
+	if !ok {
+		ln.Close()
+		return nil, errors.New("control socket: not a Unix listener")
+	}
+	ul.SetUnlinkOnClose(false)
+	return ul, nil
+}
+
+// describeForeign makes a socket of a descriptor that an activator passed.
+func describeForeign(name string, fd int) (*socket, error) {
+	info, err := inspect(fd)
+	if err != nil {
+		return nil, err
+	}
+	s := &socket{fd: fd, item: item{Name: name, Kind: KindFile, Cookie: info.cookie, Netns: info.netns}}
+	s.Network = info.network()
+	if s.Network == "" {
+		return s, nil
+	}
+	s.Kind = kindOf(s.Network)
+	if s.Kind == KindListener && !info.accepting {
+		s.Kind, s.Network = KindFile, "" // a connection, not a listener
+		return s, nil
+	}
+	if err := setNonblock(fd); err != nil {
+		return nil, err
+	}
+	if s.Address, err = boundAddress(fd); err != nil {
+		return nil, err
+	}
+	if isUnixPath(s.Network, s.Address) && !strings.Contains(s.Address, "\x00") {
+		// Who bound it keeps the path: our id stays empty, and so it stays.
+		s.Asked = s.Address
+	}
+	return s, nil
+}

@@ -1,0 +1,477 @@
+package handover
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/handoverd/handoverd/scm"
+)
+
+// takeover is the owner's side of a takeover. It is one goroutine, that of
+// the conversation; it asks run for each change of phase.
+type takeover struct {
+	g     *Generation
+	link  *link
+	proc  *process // nil if the kernel has no pidfds
+	peer  PeerStatus
+	next  uint64 // the successor's generation
+	grace time.Duration
+
+	probation time.Duration
+	items     []*socket // what is handed over, in order
+	states    []*socket // of these, the memory files made for this takeover
+
+	leaving   chan struct{} // closed by leave
+	leaveOnce sync.Once
+}
+
+// leave asks for the fastest end: this process has to go.
+func (t *takeover) leave() { t.leaveOnce.Do(func() { close(t.leaving) }) }
+
+// handOver serves a hello that wants to take over.
+func (g *Generation) handOver(l *link, hello *frameHello) error {
+	t := &takeover{
+		g: g, link: l, leaving: make(chan struct{}),
+		peer: PeerStatus{Program: hello.Program, Build: hello.Build, PID: hello.PID},
+	}
+	t.probation = min(time.Duration(hello.Probation), maxProbation)
+	defer func() { t.proc.close() }()
+	if pidfd, err := peerPidfd(l.conn); err == nil {
+		if t.proc, err = watchProcess(pidfd); err != nil {
+			return refusef(CodeInternal, "watch the successor: %v", err)
+		}
+	}
+	var err error
+	if e := g.do(func() { err = g.beginTakeover(t, hello) }); e != nil {
+		return refusef(CodeStopping, "generation %d ends", g.number)
+	}
+	if err != nil {
+		return err
+	}
+	g.log.Info("successor connected", "next", t.next, "program", hello.Program, "build", hello.Build, "pid", hello.PID)
+	err = t.transfer(hello)
+	g.do(g.endSending)
+	for _, s := range t.states {
+		closeFD(s.fd)
+	}
+	if err != nil {
+		return t.failed(err)
+	}
+	if err := t.awaitReady(); err != nil {
+		return t.failed(err)
+	}
+	return t.grant()
+}
+
+// beginTakeover decides about a hello. It runs on run.
+func (g *Generation) beginTakeover(t *takeover, hello *frameHello) error {
+	switch g.phase {
+	case PhaseOwner:
+	case PhasePreparing, PhaseWaiting:
+		return refusef(CodeNotReady, "generation %d is not ready itself: try again when it is", g.number)
+	case PhaseProbation:
+		return refusef(CodeBusy, "generation %d is in probation for %v more: try again later, or commit it", g.number, time.Until(g.probation).Round(time.Millisecond))
+	case PhaseHanding, PhaseGranting, PhaseStandby, PhaseReturning:
+		return refusef(CodeBusy, "generation %d is %v: another takeover is under way, try again later", g.number, g.phase)
+	default:
+		return refusef(CodeStopping, "generation %d ends", g.number)
+	}
+	if hello.Revision < g.cfg.Revision && !hello.Force {
+		return refusef(CodeRevision, "revision %d is lower than the owner's %d, so this looks like an old version that was started again: raise the revision, or force the takeover", hello.Revision, g.cfg.Revision)
+	}
+	t.next = g.next
+	t.peer.Generation = t.next
+	t.items = append(t.items, &g.control.ctl, &g.control.lock, &socket{fd: g.word.fd, item: item{Name: nameWord, Kind: kindWord}})
+	if g.netns.fd >= 0 {
+		t.items = append(t.items, &socket{fd: g.netns.fd, item: g.netns.item})
+	}
+	t.items = append(t.items, g.sockets...)
+	if len(t.items)+len(g.offers) > maxItems {
+		t.items = nil
+		return refusef(CodeLimit, "more than %d descriptors", maxItems)
+	}
+	g.takeover = t
+	g.conns[t.link] = true
+	g.sending = true
+	g.changePhase(PhaseHanding, nil)
+	return nil
+}
+
+// failed goes back to being the owner.
+func (t *takeover) failed(err error) error {
+	g := t.g
+	g.do(func() {
+		g.takeover = nil
+		g.failure = err
+		if g.phase == PhaseHanding || g.phase == PhaseGranting || g.phase == PhaseStandby {
+			g.changePhase(PhaseOwner, err)
+		}
+	})
+	g.log.Warn("takeover failed, this generation serves on", "next", t.next, "error", err)
+	select {
+	case <-t.leaving:
+		// Somebody waits in Stop for this takeover to end.
+		g.Stop(g.ctx)
+	default:
+	}
+	return err
+}
+
+// stepCtx bounds one step.
+func (t *takeover) stepCtx() (context.Context, context.CancelFunc) {
+	return context.WithTimeout(t.g.ctx, t.g.cfg.StepTimeout)
+}
+
+// offerStates makes the state blobs, while we serve.
+func (t *takeover) offerStates() error {
+	var offers map[string]Offer
+	t.g.do(func() {
+		offers = make(map[string]Offer, len(t.g.offers))
+		for name, f := range t.g.offers {
+			offers[name] = f
+		}
+	})
+	ctx, cancel := context.WithTimeout(t.g.ctx, t.g.cfg.ReadyTimeout)
+	defer cancel()
+	for name, f := range offers {
+		data, err := f(ctx)
+		if err != nil {
+			return refusef(CodeInternal, "state %q: %v", name, err)
+		}
+		fd, err := sealState(name, data)
+		if err != nil {
+			return refusef(CodeInternal, "%v", err)
+		}
+		s := &socket{fd: fd, item: item{Name: name, Kind: kindState}}
+		t.states = append(t.states, s)
+		t.items = append(t.items, s)
+	}
+	return nil
+}
+
+// transfer sends welcome and all descriptors, each batch proved by the
+// cookies that the successor reads from what it got.
+func (t *takeover) transfer(hello *frameHello) error {
+	if err := t.offerStates(); err != nil {
+		return err
+	}
+	g := t.g
+	for _, s := range t.items {
+		if s.Cookie == 0 {
+			info, err := inspect(s.fd)
+			if err != nil {
+				return refusef(CodeInternal, "inspect %s: %v", s.Name, err)
+			}
+			s.Cookie = info.cookie
+		}
+	}
+	t.grace = g.cfg.AliveTimeout
+	welcome := frameWelcome{
+		Type: typeWelcome, Protocol: protocolVersions[0], Generation: g.number, Next: t.next, Count: len(t.items),
+		Program: g.cfg.Program, Build: g.cfg.Build, Revision: g.cfg.Revision,
+		ReadyTimeout: millis(g.cfg.ReadyTimeout), Probation: millis(t.probation),
+		AliveEvery: millis(max(g.cfg.AliveTimeout/10, time.Millisecond)),
+	}
+	ctx, cancel := t.stepCtx()
+	defer cancel()
+	var pidfds []int
+	if fd, err := selfPidfd(); err == nil {
+		defer closeFD(fd)
+		pidfds = append(pidfds, fd)
+	}
+	if err := t.link.send(ctx, welcome, pidfds...); err != nil {
+		return fmt.Errorf("send welcome: %w", err)
+	}
+	for first := 0; first < len(t.items); {
+		n, err := t.sendBatch(first)
+		if err != nil {
+			return fmt.Errorf("sockets from %d on: %w", first, err)
+		}
+		first += n
+	}
+	return nil
+}
+
+// sendBatch sends as many items as fit one packet, and waits for the proof
+// that they arrived: more in flight would meet ETOOMANYREFS (unix(7)).
+func (t *takeover) sendBatch(first int) (int, error) {
+	var (
+		fds  = make([]int, 0, scm.MaxFDs)
+		raw  = make([]json.RawMessage, 0, scm.MaxFDs)
+		size int
+	)
+	for _, s := range t.items[first:min(len(t.items), first+scm.MaxFDs)] {
+		b, err := json.Marshal(s.item)
+		if err != nil {
+			return 0, err
+		}
+		if size += len(b) + 1; size > maxBatchJSON && len(raw) > 0 {
+			break
+		}
+		raw, fds = append(raw, b), append(fds, s.fd)
+	}
+	ctx, cancel := t.stepCtx()
+	defer cancel()
+	if err := t.link.send(ctx, rawSockets{Type: typeSockets, First: first, Items: raw}, fds...); err != nil {
+		return 0, err
+	}
+	f, err := t.link.recvPlain(ctx)
+	if err != nil {
+		return 0, fmt.Errorf("await received: %w", err)
+	}
+	r, ok := f.(*frameReceived)
+	if !ok {
+		if s, ok := f.(*frameSimple); ok && s.Type == typeRollback {
+			return 0, errWithdrew
+		}
+		return 0, refusef(CodeProtocol, "%T instead of received", f)
+	}
+	if r.First != first || len(r.Cookies) != len(fds) {
+		return 0, refusef(CodeProtocol, "received %d from %d on, sent %d from %d on", len(r.Cookies), r.First, len(fds), first)
+	}
+	for i, c := range r.Cookies {
+		if s := t.items[first+i]; c != s.Cookie {
+			return 0, refusef(CodeProtocol, "%s: received the socket with cookie %d, sent %d", s.Name, c, s.Cookie)
+		}
+	}
+	return len(fds), nil
+}
+
+// rawSockets is frameSockets with items that are encoded already.
+type rawSockets struct {
+	Type  string            `json:"type"`
+	First int               `json:"first"`
+	Items []json.RawMessage `json:"items"`
+}
+
+var (
+	errWithdrew = errors.New("the successor withdrew")
+	errDied     = errors.New("the successor died")
+	errSilent   = errors.New("the successor fell silent")
+)
+
+// awaitReady waits until the successor is ready, or we have to leave.
+func (t *takeover) awaitReady() error {
+	t.link.startReader()
+	timeout := time.NewTimer(t.g.cfg.ReadyTimeout)
+	defer timeout.Stop()
+	for {
+		select {
+		case in := <-t.link.in:
+			if in.err != nil {
+				if gone(in.err) {
+					return errDied
+				}
+				return refusef(CodeProtocol, "%v", in.err)
+			}
+			s, ok := in.frame.(*frameSimple)
+			switch {
+			case ok && s.Type == typeReady:
+				return nil
+			case ok && s.Type == typeRollback:
+				return errWithdrew
+			}
+			return refusef(CodeProtocol, "%T before ready", in.frame)
+		case <-t.proc.deadC():
+			return errDied
+		case <-timeout.C:
+			if t.link.unread() {
+				timeout.Reset(time.Second) // we were stopped, not the successor
+				continue
+			}
+			return refusef(CodeTimeout, "generation %d was not ready within %v: raise the ready timeout of the owner, or look why it takes so long", t.next, t.g.cfg.ReadyTimeout)
+		case <-t.leaving:
+			// The successor holds everything: it gets ownership now, and
+			// serves when it is ready.
+			t.probation = 0
+			return nil
+		case <-t.g.ctx.Done():
+			return refusef(CodeStopping, "generation %d ends", t.g.number)
+		}
+	}
+}
+
+// grant moves ownership: accept is paused, the last one has returned, the
+// word is moved, the successor is told.
+func (t *takeover) grant() error {
+	g := t.g
+	g.do(func() { g.changePhase(PhaseGranting, nil) })
+	ctx, cancel := t.stepCtx()
+	defer cancel()
+	if err := errors.Join(g.controlGate.shut(ctx), g.gate.shut(ctx)); err != nil {
+		err = refusef(CodeInternal, "accept could not be paused: %v", err)
+		g.log.Error("takeover failed", "error", err)
+		g.reopen()
+		return t.failed(err)
+	}
+	to := onProbation(t.next)
+	if t.probation <= 0 {
+		to = settled(t.next)
+	}
+	if !g.word.swap(settled(g.number), to) {
+		err := fmt.Errorf("the ownership word says %v", g.word.load())
+		g.do(func() { g.takeover = nil; g.letGo(err) })
+		return err
+	}
+	err := t.link.send(ctx, frameGranted{Type: typeGranted, Generation: t.next, Settled: !to.probation()})
+	g.do(func() {
+		if to.probation() {
+			g.changePhase(PhaseStandby, nil)
+		}
+	})
+	switch {
+	case !to.probation() && err != nil:
+		// It cannot know, unless it looks at the word: take it back.
+		if gone(err) && g.word.swap(to, settled(g.number)) {
+			g.reopen()
+			return t.failed(errDied)
+		}
+		return t.drain()
+	case !to.probation():
+		return t.drain()
+	case err != nil:
+		return t.takeBack(errDied)
+	}
+	return t.standBy()
+}
+
+func (g *Generation) reopen() {
+	if err := listenAgain(g.control.ln); err != nil {
+		g.log.Warn("control listener keeps the successor's credentials", "error", err)
+	}
+	g.gate.open()
+	g.controlGate.open()
+}
+
+// standBy waits through the successor's probation.
+func (t *takeover) standBy() error {
+	g := t.g
+	silence := time.NewTimer(t.grace)
+	defer silence.Stop()
+	limit := time.NewTimer(t.probation + t.grace)
+	defer limit.Stop()
+	for {
+		select {
+		case in := <-t.link.in:
+			if in.err != nil {
+				return t.takeBack(t.whyEnded(in.err))
+			}
+			s, _ := in.frame.(*frameSimple)
+			switch {
+			case s != nil && s.Type == typeAlive:
+				silence.Reset(t.grace)
+			case s != nil && s.Type == typeCommit:
+				return t.takeBackUnless()
+			case s != nil && s.Type == typeRollback:
+				return t.takeBack(ErrRolledBack)
+			default:
+				return t.takeBack(fmt.Errorf("%w: %T in probation", errFrame, in.frame))
+			}
+		case <-t.proc.deadC():
+			return t.takeBack(errDied)
+		case <-silence.C:
+			if t.link.unread() {
+				silence.Reset(t.grace / 10)
+				continue
+			}
+			return t.takeBack(errSilent)
+		case <-limit.C:
+			if t.link.unread() {
+				limit.Reset(t.grace / 10)
+				continue
+			}
+			return t.takeBack(fmt.Errorf("%w: no commit after a probation of %v", errSilent, t.probation))
+		case <-t.leaving:
+			if g.word.swap(onProbation(t.next), settled(t.next)) {
+				t.link.sendWithin(g.cfg.StepTimeout, frameSimple{Type: typeCommit})
+			}
+			return t.drain()
+		case <-g.ctx.Done():
+			g.word.swap(onProbation(t.next), settled(t.next))
+			return t.drain()
+		}
+	}
+}
+
+// whyEnded tells a successor that died from one that broke the conversation.
+func (t *takeover) whyEnded(err error) error {
+	if !gone(err) {
+		return err
+	}
+	if t.proc == nil || t.proc.diesWithin(time.Second) {
+		return errDied
+	}
+	return fmt.Errorf("%w: it closed the conversation", errSilent)
+}
+
+// takeBackUnless handles a commit: the word was moved before it was sent, so
+// a successor that says commit without having done so breaks the protocol.
+func (t *takeover) takeBackUnless() error {
+	if t.g.word.load() == onProbation(t.next) {
+		return t.takeBack(fmt.Errorf("%w: commit, but the ownership word says %v", errFrame, t.g.word.load()))
+	}
+	return t.drain()
+}
+
+// takeBack ends probation in our favour, if the successor has not committed.
+func (t *takeover) takeBack(why error) error {
+	g := t.g
+	if !g.word.swap(onProbation(t.next), settled(g.number)) {
+		return t.drain()
+	}
+	if !errors.Is(why, errDied) && !errors.Is(why, ErrRolledBack) {
+		// What hangs would hold its clients for ever.
+		if err := t.proc.kill(); err != nil {
+			g.log.Warn("successor could not be killed", "error", err)
+		} else {
+			t.proc.diesWithin(g.cfg.StepTimeout)
+		}
+	}
+	g.do(func() { g.next = t.next + 1 })
+	g.reopen()
+	err := t.failed(fmt.Errorf("generation %d lost ownership in probation: %w", t.next, why))
+	if !errors.Is(why, errDied) {
+		t.link.sendWithin(g.cfg.StepTimeout, frameSimple{Type: typeRevoked})
+	}
+	return err
+}
+
+// drain: the successor owns everything for good.
+func (t *takeover) drain() error {
+	g := t.g
+	g.do(func() {
+		g.letGo(ErrSuperseded)
+		g.takeover = nil
+	})
+	g.log.Info("superseded", "by", t.next)
+	return g.tellDrain(t.link, true)
+}
+
+// peerPidfd gets a pidfd of the connecting process: SO_PEERPIDFD, or on
+// kernels before 6.5 by the pid, which may be reused only if the peer has died,
+// and then its connection says so.
+//
+// A successor in this very process has none: it dies with us, and must not be
+// killed.
+func peerPidfd(c *scm.Conn) (int, error) {
+	cred, err := c.PeerCred()
+	if err != nil {
+		return -1, err
+	}
+	if int(cred.PID) == os.Getpid() {
+		return -1, errNoPidfd
+	}
+	fd, err := c.PeerPidfd()
+	if err == nil || !errors.Is(err, errors.ErrUnsupported) {
+		return fd, err
+	}
+	if cred.PID <= 0 {
+		return -1, errNoPidfd
+	}
+	return pidfdOf(int(cred.PID))
+}

@@ -1,0 +1,291 @@
+package handover
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+)
+
+// Limits of the wire format. A peer that passes one of them is disconnected.
+const (
+	maxFrame     = 64 << 10 // bytes of one packet
+	maxBatchJSON = 48 << 10 // bytes of items in one sockets frame, leaving room for the envelope
+	maxItems     = 1 << 16  // descriptors of one generation
+	maxName      = 128      // bytes of a name
+	maxText      = 4 << 10  // bytes of any other text: program, build, message, address
+	maxState     = 64 << 20 // bytes of one state blob
+)
+
+// protocolVersions lists what this package speaks, best first.
+var protocolVersions = []int{1}
+
+// Intents of a hello frame.
+const (
+	intentTakeover = "takeover"
+	intentStatus   = "status"
+	intentStop     = "stop"
+	intentCommit   = "commit"
+	intentRollback = "rollback"
+	intentReport   = "report" // a draining predecessor that reports to the current owner
+)
+
+// Frames of protocol version 1. Every frame is one packet: one JSON object
+// whose first member is its type. Durations are whole milliseconds. Unknown
+// members are ignored, an unknown type is an error.
+type (
+	frameHello struct {
+		Type       string `json:"type"`
+		Protocols  []int  `json:"protocols"`
+		Intent     string `json:"intent"`
+		Program    string `json:"program,omitempty"`
+		Build      string `json:"build,omitempty"`
+		PID        int    `json:"pid,omitempty"` // for people; never used as an identity
+		Revision   uint64 `json:"revision,omitempty"`
+		Force      bool   `json:"force,omitempty"`
+		Probation  millis `json:"probation_ms,omitempty"`
+		Generation uint64 `json:"generation,omitempty"` // intent report: who reports
+	}
+	frameRefuse struct {
+		Type    string `json:"type"`
+		Code    Code   `json:"code"`
+		Message string `json:"message"`
+	}
+	frameWelcome struct {
+		Type         string `json:"type"`
+		Protocol     int    `json:"protocol"`
+		Generation   uint64 `json:"generation"` // the owner's
+		Next         uint64 `json:"next"`       // what the successor's will be
+		Count        int    `json:"count"`      // items that follow
+		Program      string `json:"program,omitempty"`
+		Build        string `json:"build,omitempty"`
+		Revision     uint64 `json:"revision,omitempty"`
+		ReadyTimeout millis `json:"ready_timeout_ms"`
+		Probation    millis `json:"probation_ms"`
+		AliveEvery   millis `json:"alive_every_ms"`
+	}
+	frameSockets struct {
+		Type  string `json:"type"`
+		First int    `json:"first"`
+		Items []item `json:"items"`
+	}
+	frameReceived struct {
+		Type    string   `json:"type"`
+		First   int      `json:"first"`
+		Cookies []cookie `json:"cookies"`
+	}
+	frameGranted struct {
+		Type       string `json:"type"`
+		Generation uint64 `json:"generation"`
+		Settled    bool   `json:"settled,omitempty"` // no probation: the predecessor is leaving
+	}
+	// frameSimple is a frame that is only its type: ready, alive, commit,
+	// rollback, revoked, ok.
+	frameSimple struct {
+		Type string `json:"type"`
+	}
+	frameProgress struct {
+		Type       string `json:"type"`
+		Generation uint64 `json:"generation"`
+		Stats
+	}
+	frameDrained struct {
+		Type       string          `json:"type"`
+		Generation uint64          `json:"generation"`
+		Report     json.RawMessage `json:"report,omitempty"`
+	}
+	frameStatus struct {
+		Type   string `json:"type"`
+		Status Status `json:"status"`
+		More   bool   `json:"more,omitempty"` // further frames carry further sockets
+	}
+)
+
+// millis is a duration that travels as whole milliseconds.
+type millis time.Duration
+
+func (m millis) MarshalJSON() ([]byte, error) {
+	return fmt.Appendf(nil, "%d", time.Duration(m).Milliseconds()), nil
+}
+
+func (m *millis) UnmarshalJSON(b []byte) error {
+	var n int64
+	if err := json.Unmarshal(b, &n); err != nil {
+		return err
+	}
+	if n < 0 || n > int64(1<<53)/int64(time.Millisecond) {
+		return fmt.Errorf("duration of %d ms out of range", n)
+	}
+	*m = millis(time.Duration(n) * time.Millisecond)
+	return nil
+}
+
+// cookie is a 64-bit kernel number that travels as a string, since JSON
+// numbers lose precision above 2^53 in many languages.
+type cookie uint64
+
+func (c cookie) MarshalJSON() ([]byte, error) { return fmt.Appendf(nil, "%q", fmt.Sprint(uint64(c))), nil }
+
+func (c *cookie) UnmarshalJSON(b []byte) error {
+	var s string
+	if err := json.Unmarshal(b, &s); err != nil {
+		return err
+	}
+	var n uint64
+	if s == "" || len(s) > 20 {
+		return fmt.Errorf("bad cookie %q", s)
+	}
+	for _, r := range []byte(s) {
+		d := uint64(r - '0')
+		if d > 9 || n > (1<<64-1-d)/10 {
+			return fmt.Errorf("bad cookie %q", s)
+		}
+		n = n*10 + d
+	}
+	*c = cookie(n)
+	return nil
+}
+
+const (
+	typeHello    = "hello"
+	typeRefuse   = "refuse"
+	typeWelcome  = "welcome"
+	typeSockets  = "sockets"
+	typeReceived = "received"
+	typeReady    = "ready"
+	typeGranted  = "granted"
+	typeAlive    = "alive"
+	typeCommit   = "commit"
+	typeRollback = "rollback"
+	typeRevoked  = "revoked"
+	typeProgress = "progress"
+	typeDrained  = "drained"
+	typeStatus   = "status"
+	typeOK       = "ok"
+)
+
+var errFrame = errors.New("malformed frame")
+
+// decodeFrame parses one packet into a pointer to one of the frame structs
+// and checks what can be checked without context: lengths, ranges, names.
+func decodeFrame(p []byte) (any, error) {
+	if len(p) > maxFrame {
+		return nil, fmt.Errorf("%w: %d bytes, the limit is %d", errFrame, len(p), maxFrame)
+	}
+	typ, err := frameType(p)
+	if err != nil {
+		return nil, err
+	}
+	var f interface{ check() error }
+	switch typ {
+	case typeHello:
+		f = new(frameHello)
+	case typeRefuse:
+		f = new(frameRefuse)
+	case typeWelcome:
+		f = new(frameWelcome)
+	case typeSockets:
+		f = new(frameSockets)
+	case typeReceived:
+		f = new(frameReceived)
+	case typeGranted:
+		f = new(frameGranted)
+	case typeProgress:
+		f = new(frameProgress)
+	case typeDrained:
+		f = new(frameDrained)
+	case typeStatus:
+		f = new(frameStatus)
+	case typeReady, typeAlive, typeCommit, typeRollback, typeRevoked, typeOK:
+		f = new(frameSimple)
+	default:
+		return nil, fmt.Errorf("%w: unknown type %.40q", errFrame, typ)
+	}
+	if err := json.Unmarshal(p, f); err != nil {
+		return nil, fmt.Errorf("%w: %s: %w", errFrame, typ, err)
+	}
+	if err := f.check(); err != nil {
+		return nil, fmt.Errorf("%w: %s: %w", errFrame, typ, err)
+	}
+	return f, nil
+}
+
+// frameType finds the type without decoding the rest, when it stands first,
+// as this package writes it.
+func frameType(p []byte) (string, error) {
+	const prefix = `{"type":"`
+	if bytes.HasPrefix(p, []byte(prefix)) {
+		rest := p[len(prefix):min(len(p), len(prefix)+32)]
+		if i := bytes.IndexByte(rest, '"'); i > 0 && bytes.IndexByte(rest[:i], '\\') < 0 {
+			return string(rest[:i]), nil
+		}
+	}
+	var f frameSimple
+	if err := json.Unmarshal(p, &f); err != nil {
+		return "", fmt.Errorf("%w: %w", errFrame, err)
+	}
+	return f.Type, nil
+}
+
+func encodeFrame(f any) ([]byte, error) {
+	p, err := json.Marshal(f)
+	if err != nil {
+		return nil, fmt.Errorf("encode frame: %w", err)
+	}
+	if len(p) > maxFrame {
+		return nil, fmt.Errorf("encode frame: %d bytes, the limit is %d", len(p), maxFrame)
+	}
+	return p, nil
+}
+
+func checkText(texts ...string) error {
+	for _, s := range texts {
+		if len(s) > maxText {
+			return fmt.Errorf("text of %d bytes, the limit is %d", len(s), maxText)
+		}
+	}
+	return nil
+}
+
+func (f *frameHello) check() error {
+	if len(f.Protocols) > 64 {
+		return fmt.Errorf("%d protocols", len(f.Protocols))
+	}
+	return checkText(f.Intent, f.Program, f.Build)
+}
+func (f *frameRefuse) check() error { return checkText(string(f.Code), f.Message) }
+func (f *frameWelcome) check() error {
+	if f.Count < 1 || f.Count > maxItems {
+		return fmt.Errorf("count %d out of range", f.Count)
+	}
+	if f.Next <= f.Generation {
+		return fmt.Errorf("next generation %d after %d", f.Next, f.Generation)
+	}
+	if time.Duration(f.Probation) > maxProbation || time.Duration(f.AliveEvery) < time.Millisecond {
+		return fmt.Errorf("probation of %v with heartbeats every %v", time.Duration(f.Probation), time.Duration(f.AliveEvery))
+	}
+	return checkText(f.Program, f.Build)
+}
+func (f *frameSockets) check() error {
+	if f.First < 0 || f.First >= maxItems || len(f.Items) == 0 || len(f.Items) > maxItems-f.First {
+		return fmt.Errorf("first %d with %d items out of range", f.First, len(f.Items))
+	}
+	for i := range f.Items {
+		if err := f.Items[i].check(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+func (f *frameReceived) check() error {
+	if f.First < 0 || f.First >= maxItems {
+		return fmt.Errorf("first %d out of range", f.First)
+	}
+	return nil
+}
+func (f *frameGranted) check() error  { return nil }
+func (f *frameSimple) check() error   { return nil }
+func (f *frameProgress) check() error { return f.Stats.check() }
+func (f *frameDrained) check() error  { return nil }
+func (f *frameStatus) check() error   { return nil }

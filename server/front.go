@@ -1,0 +1,190 @@
+package server
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"maps"
+	"net"
+	"net/http"
+	"reflect"
+)
+
+// A front is what one call of Serve runs.
+//
+// Its http.Server is never shut down: as soon as it is, net/http drops requests
+// that it has just read. But only a shutdown makes HTTP/2 connections say
+// GOAWAY. So HTTP/2 is set up on a second http.Server that accepts nothing, and
+// the first one hands its HTTP/2 connections over to the second's functions.
+// To shut down the second then sends the GOAWAYs and touches nothing else.
+type front struct {
+	server *Server
+	http   *http.Server
+	h2     *http.Server
+	next   http.Handler
+	hook   func(net.Conn, http.ConnState) // the user's own; may be nil
+}
+
+func (s *Server) newFront(useTLS bool) (*front, error) {
+	h2, err := newHTTP2(&s.Server, useTLS)
+	if err != nil {
+		return nil, err
+	}
+	f := &front{server: s, http: new(http.Server), h2: h2, next: s.Handler, hook: s.ConnState}
+	if f.next == nil {
+		f.next = http.DefaultServeMux
+	}
+	copyConfig(f.http, &s.Server)
+	f.http.TLSConfig = s.TLSConfig.Clone()
+	f.http.Handler = f
+	f.http.ConnState = f.connState
+	if hook := s.ConnContext; hook != nil {
+		f.http.ConnContext = func(ctx context.Context, c net.Conn) context.Context {
+			return hook(ctx, unwrap(c))
+		}
+	}
+	if h2.TLSNextProto != nil {
+		f.http.TLSNextProto = make(map[string]func(*http.Server, *tls.Conn, http.Handler))
+		for proto, serve := range h2.TLSNextProto {
+			f.http.TLSNextProto[proto] = f.nextProto(proto, serve)
+		}
+	}
+
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.noReuse {
+		f.http.SetKeepAlivesEnabled(false)
+	}
+	s.fronts = append(s.fronts, f)
+	return f, nil
+}
+
+// newHTTP2 makes the http.Server that HTTP/2 belongs to. net/http sets it up,
+// by its own rules, in the first moments of a Serve.
+func newHTTP2(config *http.Server, useTLS bool) (*http.Server, error) {
+	h2 := new(http.Server)
+	copyConfig(h2, config)
+	h2.BaseContext = nil
+	h2.TLSConfig = config.TLSConfig.Clone()
+	h2.TLSNextProto = maps.Clone(config.TLSNextProto)
+	var err error
+	if useTLS {
+		if h2.TLSConfig == nil {
+			h2.TLSConfig = new(tls.Config)
+		}
+		h2.TLSConfig.GetCertificate = noCertificate // so that it needs no files
+		err = h2.ServeTLS(noListener{}, "", "")
+	} else {
+		err = h2.Serve(noListener{})
+	}
+	if errors.Is(err, errNoListener) {
+		return h2, nil
+	}
+	return nil, err
+}
+
+var errNoListener = errors.New("server: not a listener")
+
+// A noListener accepts nothing.
+type noListener struct{}
+
+func (noListener) Accept() (net.Conn, error) { return nil, errNoListener }
+func (noListener) Close() error              { return nil }
+func (noListener) Addr() net.Addr            { return &net.TCPAddr{} }
+
+func noCertificate(*tls.ClientHelloInfo) (*tls.Certificate, error) { return nil, errNoListener }
+
+// copyConfig copies the exported fields, those of a future Go included.
+func copyConfig(dst, src *http.Server) {
+	d, s := reflect.ValueOf(dst).Elem(), reflect.ValueOf(src).Elem()
+	for i := range s.NumField() {
+		if s.Type().Field(i).IsExported() {
+			d.Field(i).Set(s.Field(i))
+		}
+	}
+}
+
+func (f *front) serve(ln *listener) error {
+	if !f.server.reg.addListener(ln) {
+		ln.Close()
+		return ErrServerClosed
+	}
+	defer f.server.reg.removeListener(ln)
+	return f.http.Serve(ln)
+}
+
+func (f *front) serveTLS(ln *listener, certFile, keyFile string) error {
+	if !f.server.reg.addListener(ln) {
+		ln.Close()
+		return ErrServerClosed
+	}
+	defer f.server.reg.removeListener(ln)
+	defer ln.Close() // ServeTLS does not, if it cannot read the files
+	return f.http.ServeTLS(ln, certFile, keyFile)
+}
+
+// goAway makes all HTTP/2 connections send GOAWAY.
+func (f *front) goAway() { f.h2.Shutdown(context.Background()) }
+
+// ServeHTTP sets the header on net/http's own ResponseWriter, so that the
+// handler gets that one, with all that it can do.
+func (f *front) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	reg := &f.server.reg
+	ph := reg.enter()
+	defer reg.leave()
+	switch ph {
+	case serving:
+	case stopped:
+		panic(http.ErrAbortHandler) // its connection has gone already
+	default:
+		w.Header().Set("Connection", "close")
+	}
+	f.next.ServeHTTP(w, r)
+}
+
+// connState is net/http's hook. The registry hears of the end of a connection
+// after the user's hook, so that Stop does not return before it.
+func (f *front) connState(nc net.Conn, st http.ConnState) {
+	reg := &f.server.reg
+	e := reg.lookup(nc)
+	if f.hook != nil {
+		if st == http.StateClosed && e != nil {
+			defer reg.setState(e, nc, st)
+			e = nil
+		}
+		defer f.hook(unwrap(nc), st)
+	}
+	if e != nil {
+		reg.setState(e, nc, st)
+	}
+}
+
+// nextProto wraps the function that serves a protocol other than HTTP/1.
+// HTTP/2 reports its states itself; of any other protocol nothing is known but
+// that the connection is in use.
+func (f *front) nextProto(proto string, serve func(*http.Server, *tls.Conn, http.Handler)) func(*http.Server, *tls.Conn, http.Handler) {
+	reg := &f.server.reg
+	return func(hs *http.Server, c *tls.Conn, h http.Handler) {
+		nc := net.Conn(c)
+		if u, ok := c.NetConn().(interface{ UnencryptedNetConn() net.Conn }); ok {
+			nc = u.UnencryptedNetConn()
+		}
+		if e := reg.lookup(nc); e != nil {
+			switch proto {
+			case "h2", "unencrypted_http2":
+				e.muxed.Store(true)
+			default:
+				reg.setState(e, nc, http.StateActive)
+			}
+		}
+		serve(hs, c, h)
+	}
+}
+
+// unwrap returns the connection that the user's listener gave, if c is ours.
+func unwrap(c net.Conn) net.Conn {
+	if t, ok := c.(tracked); ok {
+		return t.tracked().raw
+	}
+	return c
+}

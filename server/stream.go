@@ -1,0 +1,120 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"net"
+	"net/http"
+	"time"
+)
+
+// A StreamServer serves a protocol that is not HTTP, with the same drain: it
+// knows of a connection only that its handler runs.
+//
+// A panic in the handler is not recovered.
+type StreamServer struct {
+	// Handler serves one connection. It may close it, and it is closed when
+	// Handler returns. Neither the connection nor ctx is touched when the
+	// drain begins: what is going on may go on. A handler learns of the
+	// drain from Draining, or OnDrain interrupts it. ctx ends when the
+	// connection is killed.
+	Handler func(ctx context.Context, c net.Conn)
+
+	// StopTimeout is how long Stop waits for handlers to return. Zero means
+	// one minute, less than zero that it does not wait.
+	StopTimeout time.Duration
+
+	// KillTimeout is how long Stop waits, once it has closed all that is
+	// left, for that to happen. Zero means one minute, less than zero that
+	// it does not wait.
+	KillTimeout time.Duration
+
+	// OnDrain is called, if it is not nil, for each open connection when the
+	// drain begins, each time in a goroutine of its own. A handler that
+	// waits in a Read for the next command is woken by a deadline:
+	//
+	//	OnDrain: func(c net.Conn) { c.SetReadDeadline(time.Now()) }
+	OnDrain func(c net.Conn)
+
+	reg registry
+}
+
+// Serve accepts connections on ln and serves each in a goroutine, until Stop or
+// Close is called. It returns what Server.Serve returns, and closes ln when it
+// does.
+func (s *StreamServer) Serve(ln net.Listener) error {
+	l := &listener{Listener: ln, reg: &s.reg}
+	defer ln.Close()
+	if !s.reg.addListener(l) {
+		return ErrServerClosed
+	}
+	defer s.reg.removeListener(l)
+	for delay := time.Duration(0); ; {
+		c, err := ln.Accept()
+		if isTemporary(err) {
+			delay = min(max(2*delay, 5*time.Millisecond), time.Second)
+			s.pause(delay)
+			continue
+		}
+		if err != nil {
+			return l.acceptError(err)
+		}
+		delay = 0
+		ctx, cancel := context.WithCancel(context.Background())
+		e := &entry{raw: c, cancel: cancel}
+		e.state.Store(pack(http.StateActive, 0))
+		if !s.reg.add(e) {
+			cancel()
+			c.Close()
+			continue
+		}
+		go s.handle(ctx, e)
+	}
+}
+
+// isTemporary reports whether Accept may work again after a while, for instance
+// when descriptors have run out.
+func isTemporary(err error) bool {
+	var ne interface{ Temporary() bool }
+	return err != nil && errors.As(err, &ne) && ne.Temporary()
+}
+
+func (s *StreamServer) pause(d time.Duration) {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-s.reg.drainBegan():
+	}
+}
+
+func (s *StreamServer) handle(ctx context.Context, e *entry) {
+	defer s.reg.remove(e)
+	defer e.cancel()
+	defer e.raw.Close()
+	s.reg.enter()
+	defer s.reg.leave()
+	s.Handler(ctx, e.raw)
+}
+
+// Stop drains the server: it closes the listeners, waits at most StopTimeout
+// for handlers to return, then closes what is left and waits at most
+// KillTimeout. When ctx ends it closes at once. A second call joins the first.
+func (s *StreamServer) Stop(ctx context.Context) Report { return s.reg.stop(ctx, s.plan) }
+
+// Close closes the listeners and all connections at once. It does not wait for
+// handlers, but a later Stop does.
+func (s *StreamServer) Close() error { return s.reg.close(s.plan) }
+
+// Counts says how many connections are open now, also during a drain. All are
+// active.
+func (s *StreamServer) Counts() Counts { return s.reg.counts() }
+
+// Draining returns a channel that is closed when the drain begins.
+func (s *StreamServer) Draining() <-chan struct{} { return s.reg.drainBegan() }
+
+func (s *StreamServer) plan() plan {
+	p := makePlan(s.StopTimeout, s.KillTimeout, 0)
+	p.onDrain, p.state = s.OnDrain, http.StateActive
+	return p
+}
