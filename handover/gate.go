@@ -42,6 +42,7 @@ type passage struct {
 	inflight int
 	deadline time.Time     // the user's
 	moved    chan struct{} // closed and replaced when deadline changes
+	late     bool          // the socket's deadline is not the user's
 	dead     bool
 }
 
@@ -129,7 +130,8 @@ func (p *passage) setUserDeadline(t time.Time) error {
 	close(p.moved)
 	p.moved = make(chan struct{})
 	if g.state != gateOpen {
-		return nil // open sets it
+		p.late = true // open sets it
+		return nil
 	}
 	return p.setDeadline(t)
 }
@@ -166,6 +168,7 @@ func (g *gate) shut(ctx context.Context) error {
 	g.setStateLocked(gateShut)
 	for p := range g.members {
 		if p.inflight > 0 {
+			p.late = true
 			p.setDeadline(longAgo)
 		}
 	}
@@ -192,7 +195,10 @@ func (g *gate) open() {
 		return
 	}
 	for p := range g.members {
-		p.setDeadline(p.deadline)
+		if p.late {
+			p.late = false
+			p.setDeadline(p.deadline)
+		}
 	}
 	g.setStateLocked(gateOpen)
 }

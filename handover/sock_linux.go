@@ -24,21 +24,25 @@ type sockInfo struct {
 // inspect asks the kernel what fd is. See socket(7).
 func inspect(fd int) (sockInfo, error) {
 	var info sockInfo
-	var st unix.Stat_t
-	if err := unix.Fstat(fd, &st); err != nil {
-		return info, os.NewSyscallError("fstat", err)
-	}
-	if st.Mode&unix.S_IFMT != unix.S_IFSOCK {
+	domain, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_DOMAIN)
+	if errors.Is(err, unix.ENOTSOCK) {
+		var st unix.Stat_t
+		if err := unix.Fstat(fd, &st); err != nil {
+			return info, os.NewSyscallError("fstat", err)
+		}
 		info.cookie = cookie(st.Ino)
 		return info, nil
 	}
+	if err != nil {
+		return info, os.NewSyscallError("getsockopt SO_DOMAIN", err)
+	}
+	info.domain = domain
 	info.socket = true
 	accepting := 0
 	for _, o := range []struct {
 		opt int
 		to  *int
 	}{
-		{unix.SO_DOMAIN, &info.domain},
 		{unix.SO_TYPE, &info.typ},
 		{unix.SO_PROTOCOL, &info.proto},
 		{unix.SO_ACCEPTCONN, &accepting},

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"os"
 	"slices"
 	"syscall"
@@ -117,6 +118,9 @@ func sameAddress(ctx context.Context, network, asked, bound string) bool {
 	if host == bhost {
 		return true
 	}
+	if _, err := netip.ParseAddr(host); err == nil {
+		return false
+	}
 	addrs, err := net.DefaultResolver.LookupNetIP(ctx, "ip", host)
 	if err != nil {
 		return false
@@ -161,8 +165,6 @@ func (g *Generation) ListenPacket(name, network, address string) (net.PacketConn
 
 // claim takes an inherited socket or makes a new one.
 func (g *Generation) claim(name string, kind Kind, network, address string) (*socket, error) {
-	ctx, cancel := context.WithTimeout(g.ctx, g.cfg.StepTimeout)
-	defer cancel()
 	if err := CheckName(name); err != nil {
 		return nil, err
 	}
@@ -173,24 +175,34 @@ func (g *Generation) claim(name string, kind Kind, network, address string) (*so
 	if err != nil {
 		return nil, err
 	}
-	defer g.do(func() { delete(g.reserved, name) })
+	s, err := g.claimReserved(old, name, kind, network, address)
+	if err != nil {
+		if s == old {
+			old = nil // consumed by the attempt
+		}
+		g.do(func() { g.unreserve(name, old) })
+		return nil, err
+	}
+	if s == old {
+		old = nil
+	}
+	return s, g.enroll(s, old)
+}
 
-	// Inherited descriptors stay in place until they are claimed here, so
-	// that a failure leaves them to be closed as unclaimed.
+func (g *Generation) claimReserved(old *socket, name string, kind Kind, network, address string) (*socket, error) {
+	ctx, cancel := context.WithTimeout(g.ctx, g.cfg.StepTimeout)
+	defer cancel()
 	if old != nil && old.wants(ctx, kind, network, address) {
-		return g.claimInherited(old)
+		return old, g.claimInherited(old)
 	}
 	if network == "" || address == "" && kind != KindListener {
 		return nil, ErrNotFound
 	}
 	s, err := g.bind(ctx, kind, name, network, address)
-	if err != nil {
-		if old != nil && errors.Is(err, syscall.EADDRINUSE) {
-			return nil, fmt.Errorf("%w (inherited under this name is %s %s, which is something else: keep that address, or change to the new one in two steps)", err, old.Network, old.Address)
-		}
-		return nil, err
+	if old != nil && errors.Is(err, syscall.EADDRINUSE) {
+		return nil, fmt.Errorf("%w (inherited under this name is %s %s, which is something else: keep that address, or change to the new one in two steps)", err, old.Network, old.Address)
 	}
-	return s, g.enroll(s)
+	return s, err
 }
 
 // reserve makes name this call's, and tells what was inherited under it.
@@ -199,43 +211,59 @@ func (g *Generation) reserve(name string) (old *socket, err error) {
 		switch {
 		case g.reserved[name] || g.byName[name] != nil:
 			err = errors.New("this name is in use already: names are identities, each is asked for once")
-		case g.phase != PhasePreparing && g.phase != PhaseOwner && g.phase != PhaseProbation:
-			err = fmt.Errorf("sockets cannot be added while this generation is %v", g.phase)
+		case !g.mayAdd():
+			err = g.errMayNotAdd()
 		default:
+			// Out of the map it is this call's alone, whatever happens to
+			// the generation meanwhile.
 			g.reserved[name] = true
 			old = g.inherited[name]
+			delete(g.inherited, name)
 		}
 	})
 	return old, errors.Join(e, err)
 }
 
-func (g *Generation) claimInherited(s *socket) (*socket, error) {
-	// fileConn consumes a duplicate: if it fails, the socket stays inherited.
-	fd, err := dupFD(s.fd)
-	if err != nil {
-		return nil, err
+// unreserve frees a name, and puts back what was inherited under it and not
+// used. It runs on run.
+func (g *Generation) unreserve(name string, old *socket) {
+	delete(g.reserved, name)
+	if old == nil {
+		return
 	}
-	ln, pc, err := fileConn(fd, s.Kind, s.Name)
-	if err != nil {
-		return nil, err
+	g.inherited[name] = old
+	switch g.phase {
+	case PhasePreparing, PhaseWaiting:
+	case PhaseProbation, PhaseOwner, PhaseHanding, PhaseGranting, PhaseStandby, PhaseReturning:
+		g.closeUnclaimed()
+	default:
+		delete(g.inherited, name)
+		old.closeDescriptor()
 	}
-	err = errors.Join(err, g.do(func() {
-		if g.inherited[s.Name] != s {
-			err = ErrClosed
-			return
-		}
-		delete(g.inherited, s.Name)
-		closeFD(s.fd)
-		s.fd = -1
-	}))
-	if err == nil {
-		err = s.hold(ln, pc)
-	}
+}
+
+// mayAdd tells whether sockets can be added: not while they are handed over.
+func (g *Generation) mayAdd() bool {
+	return g.phase == PhasePreparing || g.phase == PhaseOwner || g.phase == PhaseProbation
+}
+
+func (g *Generation) errMayNotAdd() error {
+	return fmt.Errorf("sockets cannot be added while this generation is %v", g.phase)
+}
+
+// claimInherited gives the descriptor to package net. It is consumed, also
+// with an error.
+func (g *Generation) claimInherited(s *socket) error {
+	ln, pc, err := fileConn(s.fd, s.Kind, s.Name)
+	s.fd = -1
 	if err != nil {
+		return err
+	}
+	if err := s.hold(ln, pc); err != nil {
 		closeConn(ln, pc)
-		return nil, err
+		return err
 	}
-	return s, g.enroll(s)
+	return nil
 }
 
 func closeConn(ln net.Listener, pc net.PacketConn) {
@@ -315,17 +343,18 @@ func (s *socket) describe() error {
 	return nil
 }
 
-// enroll puts a claimed socket into the set.
-func (g *Generation) enroll(s *socket) error {
+// enroll puts a claimed socket into the set and ends its reservation. unused
+// is what was inherited under the same name and is something else.
+func (g *Generation) enroll(s, unused *socket) error {
 	s.way = g.gate.newPassage(s.setDeadline())
 	var err error
 	e := g.do(func() {
-		switch g.phase {
-		case PhasePreparing, PhaseOwner, PhaseProbation:
-			g.addSocket(s)
-		default:
-			err = fmt.Errorf("sockets cannot be added while this generation is %v", g.phase)
+		g.unreserve(s.Name, unused)
+		if !g.mayAdd() {
+			err = g.errMayNotAdd()
+			return
 		}
+		g.addSocket(s)
 	})
 	if err = errors.Join(e, err); err != nil {
 		s.passageClose()
@@ -387,8 +416,8 @@ func (g *Generation) Adopt(name string, f *os.File) error {
 		return fmt.Errorf("adopt %s: %w", name, err)
 	}
 	e := g.do(func() {
-		if g.phase != PhasePreparing && g.phase != PhaseOwner {
-			err = fmt.Errorf("sockets cannot be added while this generation is %v", g.phase)
+		if !g.mayAdd() {
+			err = g.errMayNotAdd()
 		}
 		if g.inherited[name] != nil || g.byName[name] != nil || g.reserved[name] {
 			err = errors.New("this name is in use already")
