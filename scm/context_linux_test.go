@@ -166,13 +166,44 @@ func TestBrokenStream(t *testing.T) {
 		t.Errorf("error = %v, want also ErrBroken", err)
 	}
 
-	err = a.Send(context.Background(), []byte("x"), nil)
+	fresh, stop := context.WithTimeout(context.Background(), 10*time.Second) // the buffer is full
+	defer stop()
+	err = a.Send(fresh, []byte("x"), nil)
 	if !errors.Is(err, scm.ErrBroken) || errors.Is(err, context.Canceled) {
 		t.Errorf("next Send = %v, want ErrBroken alone", err)
 	}
 	// The other direction does not suffer.
 	send(t, b, "back")
 	recv(t, a, "back", 0)
+}
+
+// O_NONBLOCK belongs to the open file description, so another holder of the
+// socket can clear it. Contexts must work all the same.
+func TestContextOnBlockingSocket(t *testing.T) {
+	for _, st := range socketTypes {
+		t.Run(st.name, func(t *testing.T) {
+			ua, ub := unixPair(t, st.typ)
+			fill(t, ua)
+			for _, uc := range []*net.UnixConn{ua, ub} {
+				withFD(t, uc, func(fd int) error { return unix.SetNonblock(fd, false) })
+			}
+			a := newConn(t, ua)
+			newConn(t, ub)
+			ctx, cancel := context.WithCancel(context.Background())
+			defer cancel()
+			result := make(chan error, 2)
+			go func() { result <- a.Send(ctx, []byte("x"), nil) }()
+			go func() {
+				_, _, err := a.Recv(ctx, make([]byte, 8), nil)
+				result <- err
+			}()
+			awaitBlocked(t, "Send")
+			awaitBlocked(t, "Recv")
+			cancel()
+			checkEnding(t, <-result, context.Canceled)
+			checkEnding(t, <-result, context.Canceled)
+		})
+	}
 }
 
 // Waiting for another call to end is waiting as well.
@@ -336,12 +367,15 @@ func TestRememberedContextLeavesOthersAlone(t *testing.T) {
 	}
 }
 
-// countingContext counts who is registered with it.
+// countingContext counts who is registered with it. It never ends.
 type countingContext struct {
 	context.Context
+	done          chan struct{}
 	mu            sync.Mutex
 	made, pending int
 }
+
+func (c *countingContext) Done() <-chan struct{} { return c.done }
 
 func (c *countingContext) AfterFunc(f func()) func() bool {
 	c.mu.Lock()
@@ -370,9 +404,7 @@ type valueContext struct {
 
 func TestRegistrationIsReusedAndReleased(t *testing.T) {
 	a, b := pair(t, unix.SOCK_SEQPACKET)
-	parent, cancel := context.WithCancel(context.Background())
-	defer cancel()
-	counting := &countingContext{Context: parent}
+	counting := &countingContext{Context: context.Background(), done: make(chan struct{})}
 	ctx := valueContext{countingContext: counting}
 	round := func(ctx context.Context) {
 		t.Helper()

@@ -10,6 +10,7 @@ import (
 	"os"
 	"sync"
 	"testing"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -353,6 +354,26 @@ func TestEOF(t *testing.T) {
 	})
 }
 
+func TestReadable(t *testing.T) {
+	eachType(t, func(t *testing.T, a, b *scm.Conn) {
+		want := func(when string, want bool) {
+			t.Helper()
+			if b.Readable() != want {
+				t.Errorf("%s: Readable = %v", when, !want)
+			}
+		}
+		want("nothing sent", false)
+		send(t, a, "x")
+		want("sent", true)
+		recv(t, b, "x", 0)
+		want("received", false)
+		a.Close()
+		want("peer closed", true)
+		b.Close()
+		want("closed", false)
+	})
+}
+
 // A message that nobody reads is closed with its socket.
 func TestCloseWithUnread(t *testing.T) {
 	eachType(t, func(t *testing.T, a, b *scm.Conn) {
@@ -381,8 +402,16 @@ func TestEmptyPacketWithFDs(t *testing.T) {
 	w := newWitness(t)
 	ua, ub := unixPair(t, unix.SOCK_SEQPACKET)
 	b := newConn(t, ub)
+	// unix.Sendmsg would add a byte.
+	control := unix.UnixRights(w.fds(t, 2)...)
+	hdr := unix.Msghdr{Control: &control[0]}
+	hdr.SetControllen(len(control))
 	withFD(t, ua, func(fd int) error {
-		return unix.Sendmsg(fd, nil, unix.UnixRights(w.fds(t, 2)...), nil, 0)
+		_, _, errno := unix.Syscall(unix.SYS_SENDMSG, uintptr(fd), uintptr(unsafe.Pointer(&hdr)), 0)
+		if errno != 0 {
+			return errno
+		}
+		return nil
 	})
 	n, nfds, err := b.Recv(context.Background(), make([]byte, 8), make([]int, 8))
 	wantErr(t, n, nfds, err, scm.ErrEmpty)

@@ -178,10 +178,14 @@ func runChild(t *testing.T, name string, typ int, f func(c *scm.Conn)) {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
+	theirs.Close() // so that c sees the child's end
+	defer func() {
+		c.Close()
+		if err := cmd.Wait(); err != nil {
+			t.Errorf("child %s: %v", name, err)
+		}
+	}()
 	f(c)
-	if err := cmd.Wait(); err != nil {
-		t.Errorf("child %s: %v", name, err)
-	}
 }
 
 func inheritedConn() (*scm.Conn, error) {
@@ -215,18 +219,23 @@ func childNofile() error {
 	if err != nil {
 		return err
 	}
-	highest, err := limitNofile(5)
+	before, err := os.ReadDir("/proc/self/fd")
 	if err != nil {
+		return err
+	}
+	if err := limitNofile(5); err != nil {
 		return err
 	}
 	n, nfds, err := c.Recv(context.Background(), make([]byte, 8), make([]int, scm.MaxFDs))
 	if n != 0 || nfds != 0 || !errors.Is(err, scm.ErrControlTruncated) {
 		return fmt.Errorf("Recv = %d, %d, %v; want ErrControlTruncated", n, nfds, err)
 	}
-	for fd := highest + 1; fd < highest+10; fd++ {
-		if _, err := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0); err != unix.EBADF {
-			return fmt.Errorf("descriptor %d is open: %v", fd, err)
-		}
+	after, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		return err
+	}
+	if len(after) != len(before) {
+		return fmt.Errorf("%d descriptors open, %d before", len(after), len(before))
 	}
 	if err := c.Send(context.Background(), []byte("ok"), nil); err != nil {
 		return err
@@ -235,22 +244,15 @@ func childNofile() error {
 	return err
 }
 
-// limitNofile leaves room for extra more descriptors, and returns the highest
-// one that is open.
-func limitNofile(extra int) (highest int, err error) {
-	entries, err := os.ReadDir("/proc/self/fd")
+// limitNofile leaves room for at most n more descriptors, and at least one.
+func limitNofile(n int) error {
+	free, err := unix.Dup(0) // the lowest that is free
 	if err != nil {
-		return 0, err
+		return err
 	}
-	for _, entry := range entries {
-		var fd int
-		fmt.Sscan(entry.Name(), &fd)
-		if _, err := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0); err == nil {
-			highest = max(highest, fd)
-		}
-	}
-	limit := uint64(highest + 1 + extra)
-	return highest, unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: limit, Max: limit})
+	unix.Close(free)
+	limit := uint64(free + n)
+	return unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: limit, Max: limit})
 }
 
 // An unprivileged user cannot have more in flight than RLIMIT_NOFILE, and can
@@ -284,13 +286,17 @@ func childTooManyRefs() error {
 			return err
 		}
 	}
-	highest, err := limitNofile(20)
-	if err != nil {
+	const room = 20
+	if err := limitNofile(room); err != nil {
+		return err
+	}
+	var limit unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
 		return err
 	}
 	ctx, batch := context.Background(), []int{0, 0, 0, 0, 0, 0, 0, 0, 0, 0}
 	sent := 0
-	for err == nil && sent <= highest+21 {
+	for err == nil && sent <= int(limit.Cur) {
 		if err = conns[0].Send(ctx, []byte("x"), batch); err == nil {
 			sent++
 		}
@@ -298,13 +304,13 @@ func childTooManyRefs() error {
 	if !errors.Is(err, unix.ETOOMANYREFS) {
 		return fmt.Errorf("Send = %v after %d messages, want ETOOMANYREFS", err, sent)
 	}
-	room := make([]int, len(batch))
+	got := make([]int, len(batch))
 	for range sent {
-		_, n, err := conns[1].Recv(ctx, make([]byte, 8), room)
+		_, n, err := conns[1].Recv(ctx, make([]byte, 8), got)
 		if err != nil {
 			return err
 		}
-		for _, fd := range room[:n] {
+		for _, fd := range got[:n] {
 			unix.Close(fd)
 		}
 	}

@@ -23,21 +23,31 @@ func (r *recorder) Helper()                        {}
 func (r *recorder) Cleanup(f func())               { r.cleanups = append(r.cleanups, f) }
 func (r *recorder) Errorf(format string, v ...any) { r.report = fmt.Sprintf(format, v...) }
 func (r *recorder) finish()                        { r.cleanups[0]() }
+
 func startCheck(t *testing.T, d time.Duration) *recorder {
 	r := &recorder{TB: t}
 	check(r, d)
 	return r
 }
 
-func leakyGoroutine(release, ended chan struct{}) {
+// startLeak starts a goroutine that is in leakyGoroutine when startLeak returns.
+func startLeak() (release, ended chan struct{}) {
+	release, ended = make(chan struct{}), make(chan struct{})
+	started := make(chan struct{})
+	go leakyGoroutine(started, release, ended)
+	<-started
+	return release, ended
+}
+
+func leakyGoroutine(started, release, ended chan struct{}) {
 	defer close(ended)
+	close(started)
 	<-release
 }
 
 func TestCheckReportsGoroutine(t *testing.T) {
-	release, ended := make(chan struct{}), make(chan struct{})
 	r := startCheck(t, 0)
-	go leakyGoroutine(release, ended)
+	release, ended := startLeak()
 	r.finish()
 	close(release)
 	<-ended
@@ -63,9 +73,8 @@ func TestCheckReportsDescriptor(t *testing.T) {
 }
 
 func TestCheckWaits(t *testing.T) {
-	release, ended := make(chan struct{}), make(chan struct{})
 	r := startCheck(t, patience)
-	go leakyGoroutine(release, ended)
+	release, _ := startLeak()
 	time.AfterFunc(20*time.Millisecond, func() { close(release) })
 	r.finish()
 	if r.report != "" {
@@ -79,8 +88,7 @@ func TestCheckIgnoresWhatWasThere(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	release, ended := make(chan struct{}), make(chan struct{})
-	go leakyGoroutine(release, ended)
+	release, ended := startLeak()
 	r := startCheck(t, 0)
 	r.finish()
 	close(release)
