@@ -40,29 +40,30 @@ type Generation struct {
 	closeErr   error
 
 	// ---- owned by run
-	phase      Phase
-	cause      error
-	owner      time.Time
-	next       uint64 // number of the next successor
-	sockets    []*socket          // asked for, in that order
-	byName     map[string]*socket // the same
-	inherited  map[string]*socket
-	reserved   map[string]bool // names that a Listen in progress will use
-	unclaimed  []Socket
-	dropped    []*socket // unclaimed ones whose path is removed when ownership is settled
-	states     map[string]int
-	offers     map[string]Offer
-	takeover   *takeover
-	sending    bool  // descriptors are being sent: closing them waits
-	graveyard  []*socket // to close when sending ends
-	adopted    bool  // ownership came without the predecessor's doing: it died, or left early
-	draining   map[uint64]*PeerStatus
-	failure    error
-	probation  time.Time // its end
-	report     any
-	finished   bool // Drained was called
-	conns      map[*link]bool // conversations on the control socket; true: outlives ownership
-	pending    []*link        // those whose hello is awaited, oldest first
+	phase     Phase
+	cause     error
+	owner     time.Time
+	next      uint64             // number of the next successor
+	attempt   uint64             // failed takeovers, as the ownership word counts them
+	sockets   []*socket          // asked for, in that order
+	byName    map[string]*socket // the same
+	inherited map[string]*socket
+	reserved  map[string]bool // names that a Listen in progress will use
+	unclaimed []Socket
+	dropped   []*socket // unclaimed ones whose path is removed when ownership is settled
+	states    map[string]int
+	offers    map[string]Offer
+	takeover  *takeover
+	sending   bool      // descriptors are being sent: closing them waits
+	graveyard []*socket // to close when sending ends
+	adopted   bool      // ownership came without the predecessor's doing: it died, or left early
+	draining  map[uint64]*PeerStatus
+	failure   error
+	probation time.Time // its end
+	report    any
+	finished  bool           // Drained was called
+	conns     map[*link]bool // conversations on the control socket; true: outlives ownership
+	pending   []*link        // those whose hello is awaited, oldest first
 }
 
 // Offer makes a state blob for a successor. It runs while the owner serves.
@@ -71,19 +72,19 @@ type Offer func(ctx context.Context) ([]byte, error)
 func newGeneration(cfg Config, number uint64) *Generation {
 	g := &Generation{
 		cfg: cfg, number: number, next: number + 1, started: time.Now(),
-		log:         cfg.Logger.With("generation", number),
-		tasks:       make(chan func()),
-		superseded:  make(chan struct{}),
-		drained:     make(chan struct{}),
-		ended:       make(chan struct{}),
-		inherited:   map[string]*socket{},
-		reserved:    map[string]bool{},
-		states:      map[string]int{},
-		offers:      map[string]Offer{},
-		draining:    map[uint64]*PeerStatus{},
-		byName:      map[string]*socket{},
-		conns:       map[*link]bool{},
-		netns:       netnsHandle{fd: -1},
+		log:        cfg.Logger.With("generation", number),
+		tasks:      make(chan func()),
+		superseded: make(chan struct{}),
+		drained:    make(chan struct{}),
+		ended:      make(chan struct{}),
+		inherited:  map[string]*socket{},
+		reserved:   map[string]bool{},
+		states:     map[string]int{},
+		offers:     map[string]Offer{},
+		draining:   map[uint64]*PeerStatus{},
+		byName:     map[string]*socket{},
+		conns:      map[*link]bool{},
+		netns:      netnsHandle{fd: -1},
 	}
 	g.gate, g.controlGate = newGate(g.holdsWord), newGate(g.holdsWord)
 	g.ctx, g.cancel = context.WithCancel(context.Background())
@@ -281,7 +282,7 @@ func (g *Generation) Stop(ctx context.Context) error {
 	if e := g.do(func() {
 		switch g.phase {
 		case PhasePreparing, PhaseWaiting:
-			if g.pred == nil {
+			if g.pred == nil || g.adopted {
 				g.giveUp(ErrStopRequested)
 			} else {
 				back = true
@@ -309,7 +310,7 @@ func (g *Generation) Stop(ctx context.Context) error {
 		if errors.Is(err, errKept) {
 			// The predecessor is gone: we are the last, and asked to stop.
 			return g.do(func() {
-				if g.phase == PhaseOwner {
+				if g.phase == PhaseOwner || g.phase == PhasePreparing && g.adopted {
 					g.giveUp(ErrStopRequested)
 				}
 			})

@@ -275,7 +275,6 @@ func TestQueuedConnectionsAreServed(t *testing.T) {
 	}
 	b := begin(t, cfg)
 	var s greeter
-	defer s.wait()
 	s.serve(t, b, listen(t, b, "app", "tcp", "127.0.0.1:0"))
 	ready(t, b)
 	a.Close()

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"os"
 	"os/exec"
@@ -32,6 +33,9 @@ func TestMain(m *testing.M) {
 // ends with its input.
 func childMain() int {
 	cfg := Config{Socket: os.Getenv("HANDOVER_TEST_CHILD"), StepTimeout: 20 * time.Second}
+	if os.Getenv("HANDOVER_LOG") != "" {
+		cfg.Logger = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug})).With("pid", os.Getpid())
+	}
 	var (
 		g       *Generation
 		serving sync.WaitGroup

@@ -11,20 +11,50 @@ import "fmt"
 // compare-and-swap, so of two who decide at once exactly one succeeds, and
 // who wakes late sees it before the next accept.
 //
-// The lowest bit is the probation, the rest the generation.
+// Besides the generation that owns, the word names the attempt: how many
+// takeovers of it have failed. A successor that was refused and wakes up late
+// can then neither claim nor decline what meanwhile is another one's.
+//
+// The two lowest bits are flags, 18 bits are the attempt, the rest is the
+// generation.
 type ownership uint64
 
-func settled(generation uint64) ownership { return ownership(generation << 1) }
+const (
+	flagProbation ownership = 1 << iota // the previous generation may take it back
+	flagDeclined                        // the successor that was ready has withdrawn
+	flagBits      = iota
+	attemptBits   = 18
+	attemptMask   = 1<<attemptBits - 1
+	maxGeneration = 1<<(64-flagBits-attemptBits) - 1
+)
 
-func onProbation(generation uint64) ownership { return ownership(generation<<1 | 1) }
+// settled: generation owns, for good.
+func settled(generation, attempt uint64) ownership {
+	return ownership(generation<<(flagBits+attemptBits) | (attempt&attemptMask)<<flagBits)
+}
 
-func (o ownership) generation() uint64 { return uint64(o) >> 1 }
+// onProbation: generation owns, and its predecessor may take it back.
+func onProbation(generation uint64) ownership { return settled(generation, 0) | flagProbation }
 
-func (o ownership) probation() bool { return o&1 != 0 }
+// declined: generation owns and must not grant, since its successor has
+// given up waiting.
+func declined(generation, attempt uint64) ownership {
+	return settled(generation, attempt) | flagDeclined
+}
+
+func (o ownership) generation() uint64 { return uint64(o) >> (flagBits + attemptBits) }
+
+func (o ownership) attempt() uint64 { return uint64(o) >> flagBits & attemptMask }
+
+func (o ownership) probation() bool { return o&flagProbation != 0 }
 
 func (o ownership) String() string {
+	s := fmt.Sprintf("generation %d, attempt %d", o.generation(), o.attempt())
 	if o.probation() {
-		return fmt.Sprintf("generation %d, in probation", o.generation())
+		s += ", in probation"
 	}
-	return fmt.Sprintf("generation %d", o.generation())
+	if o&flagDeclined != 0 {
+		s += ", declined by its successor"
+	}
+	return s
 }

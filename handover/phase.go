@@ -5,22 +5,22 @@ import "fmt"
 // Phase is where a generation stands. Only one goroutine changes it, and only
 // along the arrows of the table below.
 //
-//	 cold start          successor
-//	     │                   │
-//	     └──▶ Preparing ◀────┘
-//	            │   │ Ready, with a predecessor
-//	            │   ▼
-//	            │  Waiting ──granted──▶ Probation ──commit──▶ Owner
-//	            │   │ granted, settled     │  │
-//	            └───┴──────────▶ Owner ◀───┼──┘
-//	                                       │ rollback
-//	   Owner ──hello──▶ Handing            ▼
-//	     ▲                │ ready       Returning ──▶ Draining
-//	     │                ▼
-//	     ├── failed ── Granting ──granted──▶ Standby ──commit──▶ Draining
-//	     └────────── successor lost ───────────┘                    │
-//	                                                                ▼
-//	                                                              Done
+//	cold start          successor
+//	    │                   │
+//	    └──▶ Preparing ◀────┘
+//	           │   │ Ready, with a predecessor
+//	           │   ▼
+//	           │  Waiting ──granted──▶ Probation ──commit──▶ Owner
+//	           │   │ granted, settled     │  │
+//	           └───┴──────────▶ Owner ◀───┼──┘
+//	                                      │ rollback
+//	  Owner ──hello──▶ Handing            ▼
+//	    ▲                │ ready       Returning ──▶ Draining
+//	    │                ▼
+//	    ├── failed ── Granting ──granted──▶ Standby ──commit──▶ Draining
+//	    └────────── successor lost ───────────┘                    │
+//	                                                               ▼
+//	                                                             Done
 type Phase int
 
 // The phases of a generation, and what may follow each.

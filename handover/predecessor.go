@@ -152,23 +152,17 @@ func (p *predecessor) obey(c command) {
 		p.pending = &c
 		p.g.do(func() { p.g.changePhase(PhaseWaiting, nil) })
 		if err := p.send(typeReady); err != nil && !gone(err) {
-			p.fail(fmt.Errorf("send ready: %w", err))
+			p.refused(fmt.Errorf("send ready: %w", err))
 			return
 		}
 		p.deadline.Reset(p.g.cfg.StepTimeout)
 	case c.kind == cmdWithdraw && phase == PhaseWaiting,
-		c.kind == cmdRollback && (phase == PhasePreparing || phase == PhaseWaiting):
-		err := p.send(typeRollback)
-		p.g.log.Info("takeover withdrawn", "told", err == nil)
-		p.fail(ErrStopRequested)
-		if c.kind == cmdWithdraw {
-			c.reply <- ErrStopRequested
-		} else {
-			c.reply <- nil
-		}
+		c.kind == cmdRollback && phase == PhaseWaiting,
+		c.kind == cmdRollback && phase == PhasePreparing && !p.adopted():
+		p.withdraw(c)
 	case c.kind == cmdRollback && phase == PhaseProbation:
 		p.giveBack(c)
-	case c.kind == cmdRollback && phase == PhaseOwner:
+	case c.kind == cmdRollback && (phase == PhaseOwner || phase == PhasePreparing && p.adopted()):
 		c.reply <- errKept
 	case c.kind == cmdCommit && phase == PhaseProbation:
 		p.settle()
@@ -178,6 +172,34 @@ func (p *predecessor) obey(c command) {
 	default:
 		c.reply <- p.afterwards()
 	}
+}
+
+// withdraw ends a takeover on our side, unless ownership has been granted.
+func (p *predecessor) withdraw(c command) {
+	if !p.decline() {
+		p.granted()
+		p.obey(c) // as the owner that we are
+		return
+	}
+	err := p.send(typeRollback)
+	p.g.log.Info("takeover withdrawn", "told", err == nil)
+	p.fail(ErrStopRequested)
+	if c.kind == cmdWithdraw {
+		c.reply <- ErrStopRequested
+	} else {
+		c.reply <- nil
+	}
+}
+
+// decline makes sure that ownership is not granted to us any more. It fails
+// if it has been. A predecessor that was asleep meanwhile finds it when it
+// wants to grant.
+func (p *predecessor) decline() bool {
+	n, attempt := p.peerNumber(), p.welcome.Attempt
+	if p.g.word.swap(settled(n, attempt), declined(n, attempt)) {
+		return true
+	}
+	return !p.wordIsOurs()
 }
 
 // afterwards is nil while we own the sockets, else why not.
@@ -238,6 +260,7 @@ func (p *predecessor) granted() {
 	switch phase := p.g.Phase(); {
 	case !p.wordIsOurs():
 		if phase == PhaseWaiting || phase == PhasePreparing {
+			p.decline()
 			p.fail(fmt.Errorf("%w: granted, but the ownership word says %v", errFrame, p.g.word.load()))
 		}
 	case phase == PhasePreparing:
@@ -310,7 +333,7 @@ func (p *predecessor) settle() {
 // toSettled moves the word from one of the given values to us for good, or
 // finds it there.
 func (p *predecessor) toSettled(from ...ownership) bool {
-	to := settled(p.g.number)
+	to := settled(p.g.number, 0)
 	for _, o := range from {
 		if p.g.word.swap(o, to) {
 			return true
@@ -357,14 +380,12 @@ func (p *predecessor) revoked() {
 func (p *predecessor) refused(err error) {
 	switch p.g.Phase() {
 	case PhasePreparing, PhaseWaiting:
-		if p.wordIsOurs() {
-			p.lost(err)
+		if p.decline() {
+			p.fail(err)
 			return
 		}
-		p.fail(err)
-	default:
-		p.lost(err)
 	}
+	p.lost(err)
 }
 
 // fail ends a takeover before ownership was granted.
@@ -381,11 +402,10 @@ func (p *predecessor) end(cause, reply error) {
 func (p *predecessor) expire() {
 	switch p.g.Phase() {
 	case PhaseWaiting:
-		if p.wordIsOurs() {
+		if !p.decline() {
 			p.granted()
 			return
 		}
-		// The predecessor may wake up and grant; it finds our withdrawal.
 		p.send(typeRollback)
 		p.fail(fmt.Errorf("%w: ready was not answered within %v; if it is stopped, continue it, else end it", ErrStuck, p.g.cfg.StepTimeout))
 	case PhaseReturning:
@@ -414,10 +434,15 @@ func (p *predecessor) lost(err error) {
 	}
 	died := p.dies()
 	g.log.Info("conversation with the predecessor ended", "died", died, "error", err)
-	before, ours := settled(p.peerNumber()), onProbation(g.number)
+	ours := onProbation(g.number)
 	switch phase {
 	case PhasePreparing, PhaseWaiting:
-		kept := p.wordIsOurs() && p.toSettled(ours) || died && p.toSettled(before, ours)
+		var kept bool
+		if died {
+			kept = p.toSettled(settled(p.peerNumber(), p.welcome.Attempt), ours)
+		} else {
+			kept = !p.decline() && p.toSettled(ours)
+		}
 		switch {
 		case !kept:
 			p.fail(fmt.Errorf("the predecessor ended the takeover, and still serves: %w", err))
@@ -436,7 +461,9 @@ func (p *predecessor) lost(err error) {
 			g.removeDropped()
 		})
 	case PhaseReturning:
-		if !p.toSettled(ours) && !(died && p.toSettled(before)) {
+		// It may have taken back, and died then.
+		back := settled(p.peerNumber(), p.welcome.Attempt+1)
+		if !p.toSettled(ours) && !(died && p.toSettled(back)) {
 			p.end(ErrRolledBack, nil)
 			return
 		}

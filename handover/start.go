@@ -136,7 +136,7 @@ func coldStart(ctx context.Context, cfg Config, lockFD int) (*Generation, error)
 		ln.Close()
 		return fail(fmt.Errorf("control socket: %w", err))
 	}
-	if g.word, err = newWord(settled(1)); err == nil {
+	if g.word, err = newWord(settled(1, 0)); err == nil {
 		err = g.netns.openOwn()
 	}
 	if err != nil {

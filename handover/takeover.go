@@ -15,12 +15,13 @@ import (
 // takeover is the owner's side of a takeover. It is one goroutine, that of
 // the conversation; it asks run for each change of phase.
 type takeover struct {
-	g     *Generation
-	link  *link
-	proc  *process // nil if the kernel has no pidfds
-	peer  PeerStatus
-	next  uint64 // the successor's generation
-	grace time.Duration
+	g             *Generation
+	link          *link
+	proc          *process // nil if the kernel has no pidfds
+	peer          PeerStatus
+	next          uint64    // the successor's generation
+	before, after ownership // the word during this takeover, and after its failure
+	grace         time.Duration
 
 	probation time.Duration
 	items     []*socket // what is handed over, in order
@@ -85,6 +86,7 @@ func (g *Generation) beginTakeover(t *takeover, hello *frameHello) error {
 		return refusef(CodeRevision, "revision %d is lower than the owner's %d, so this looks like an old version that was started again: raise the revision, or force the takeover", hello.Revision, g.cfg.Revision)
 	}
 	t.next = g.next
+	t.before, t.after = settled(g.number, g.attempt), settled(g.number, g.attempt+1)
 	t.peer.Generation = t.next
 	t.items = append(t.items, &g.control.ctl, &g.control.lock, &socket{fd: g.word.fd, item: item{Name: nameWord, Kind: kindWord}})
 	if g.netns.fd >= 0 {
@@ -105,8 +107,12 @@ func (g *Generation) beginTakeover(t *takeover, hello *frameHello) error {
 // failed goes back to being the owner.
 func (t *takeover) failed(err error) error {
 	g := t.g
+	if !g.word.swap(t.before, t.after) {
+		g.word.swap(t.before|flagDeclined, t.after)
+	}
 	g.do(func() {
 		g.takeover = nil
+		g.attempt++
 		g.failure = err
 		if g.phase == PhaseHanding || g.phase == PhaseGranting || g.phase == PhaseStandby {
 			g.changePhase(PhaseOwner, err)
@@ -172,7 +178,7 @@ func (t *takeover) transfer(hello *frameHello) error {
 	}
 	t.grace = g.cfg.AliveTimeout
 	welcome := frameWelcome{
-		Type: typeWelcome, Protocol: protocolVersions[0], Generation: g.number, Next: t.next, Count: len(t.items),
+		Type: typeWelcome, Protocol: protocolVersions[0], Generation: g.number, Next: t.next, Attempt: t.before.attempt(), Count: len(t.items),
 		Program: g.cfg.Program, Build: g.cfg.Build, Revision: g.cfg.Revision,
 		ReadyTimeout: millis(g.cfg.ReadyTimeout), Probation: millis(t.probation),
 		AliveEvery: millis(max(g.cfg.AliveTimeout/10, time.Millisecond)),
@@ -311,9 +317,13 @@ func (t *takeover) grant() error {
 	}
 	to := onProbation(t.next)
 	if t.probation <= 0 {
-		to = settled(t.next)
+		to = settled(t.next, 0)
 	}
-	if !g.word.swap(settled(g.number), to) {
+	if !g.word.swap(t.before, to) {
+		if g.word.load() == t.before|flagDeclined {
+			g.reopen()
+			return t.failed(errWithdrew)
+		}
 		err := fmt.Errorf("the ownership word says %v", g.word.load())
 		g.do(func() { g.takeover = nil; g.letGo(err) })
 		return err
@@ -327,7 +337,7 @@ func (t *takeover) grant() error {
 	switch {
 	case !to.probation() && err != nil:
 		// It cannot know, unless it looks at the word: take it back.
-		if gone(err) && g.word.swap(to, settled(g.number)) {
+		if gone(err) && g.word.swap(to, t.before) {
 			g.reopen()
 			return t.failed(errDied)
 		}
@@ -387,12 +397,12 @@ func (t *takeover) standBy() error {
 			}
 			return t.takeBack(fmt.Errorf("%w: no commit after a probation of %v", errSilent, t.probation))
 		case <-t.leaving:
-			if g.word.swap(onProbation(t.next), settled(t.next)) {
+			if g.word.swap(onProbation(t.next), settled(t.next, 0)) {
 				t.link.sendWithin(g.cfg.StepTimeout, frameSimple{Type: typeCommit})
 			}
 			return t.drain()
 		case <-g.ctx.Done():
-			g.word.swap(onProbation(t.next), settled(t.next))
+			g.word.swap(onProbation(t.next), settled(t.next, 0))
 			return t.drain()
 		}
 	}
@@ -421,7 +431,7 @@ func (t *takeover) takeBackUnless() error {
 // takeBack ends probation in our favour, if the successor has not committed.
 func (t *takeover) takeBack(why error) error {
 	g := t.g
-	if !g.word.swap(onProbation(t.next), settled(g.number)) {
+	if !g.word.swap(onProbation(t.next), t.after) {
 		return t.drain()
 	}
 	if !errors.Is(why, errDied) && !errors.Is(why, ErrRolledBack) {

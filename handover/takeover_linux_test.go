@@ -63,7 +63,8 @@ func listen(t testing.TB, g *Generation, name, network, address string) net.List
 	return ln
 }
 
-// greeter answers each connection with its generation and closes it.
+// greeter answers each connection with its generation and closes it. It ends
+// when the generation is closed.
 type greeter struct{ wg sync.WaitGroup }
 
 func (s *greeter) serve(t testing.TB, g *Generation, ln net.Listener) {
@@ -122,11 +123,7 @@ func TestChainOfTen(t *testing.T) {
 			case "abstract":
 				network, address = "unix", fmt.Sprintf("@handover-test-%d", os.Getpid())
 			}
-			if network == "unixpacket" {
-				// io.ReadAll sees the end of a packet socket as io.EOF, too.
-			}
 			var s greeter
-			defer s.wait()
 			last := begin(t, cfg)
 			ln := listen(t, last, "app", network, address)
 			s.serve(t, last, ln)

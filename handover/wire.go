@@ -57,6 +57,7 @@ type (
 		Protocol     int    `json:"protocol"`
 		Generation   uint64 `json:"generation"` // the owner's
 		Next         uint64 `json:"next"`       // what the successor's will be
+		Attempt      uint64 `json:"attempt"`    // as the ownership word names it
 		Count        int    `json:"count"`      // items that follow
 		Program      string `json:"program,omitempty"`
 		Build        string `json:"build,omitempty"`
@@ -125,7 +126,9 @@ func (m *millis) UnmarshalJSON(b []byte) error {
 // numbers lose precision above 2^53 in many languages.
 type cookie uint64
 
-func (c cookie) MarshalJSON() ([]byte, error) { return fmt.Appendf(nil, "%q", fmt.Sprint(uint64(c))), nil }
+func (c cookie) MarshalJSON() ([]byte, error) {
+	return fmt.Appendf(nil, "%q", fmt.Sprint(uint64(c))), nil
+}
 
 func (c *cookie) UnmarshalJSON(b []byte) error {
 	var s string
@@ -259,8 +262,8 @@ func (f *frameWelcome) check() error {
 	if f.Count < 1 || f.Count > maxItems {
 		return fmt.Errorf("count %d out of range", f.Count)
 	}
-	if f.Next <= f.Generation {
-		return fmt.Errorf("next generation %d after %d", f.Next, f.Generation)
+	if f.Next <= f.Generation || f.Next > maxGeneration || f.Attempt > attemptMask {
+		return fmt.Errorf("next generation %d after %d, attempt %d", f.Next, f.Generation, f.Attempt)
 	}
 	if time.Duration(f.Probation) > maxProbation || time.Duration(f.AliveEvery) < time.Millisecond {
 		return fmt.Errorf("probation of %v with heartbeats every %v", time.Duration(f.Probation), time.Duration(f.AliveEvery))

@@ -153,3 +153,31 @@ func BenchmarkCounts(b *testing.B) {
 		}
 	}
 }
+
+// BenchmarkAdded is what a Server does in addition to net/http, alone, so that
+// it can be seen in spite of all that the network does to the others.
+func BenchmarkAdded(b *testing.B) {
+	near, far := net.Pipe()
+	defer near.Close()
+	f := &front{server: new(Server), next: http.HandlerFunc(func(http.ResponseWriter, *http.Request) {})}
+	reg := &f.server.reg
+	b.Run("request", func(b *testing.B) {
+		c, _ := wrap(reg, far, false)
+		e := reg.lookup(c)
+		defer reg.remove(e)
+		for b.Loop() {
+			e.reading(fullRead)
+			e.read(40)
+			f.connState(c, http.StateActive)
+			f.ServeHTTP(nil, nil)
+			f.connState(c, http.StateIdle)
+		}
+	})
+	b.Run("connection", func(b *testing.B) {
+		for b.Loop() {
+			c, _ := wrap(reg, far, false)
+			f.connState(c, http.StateNew)
+			f.connState(c, http.StateClosed)
+		}
+	})
+}

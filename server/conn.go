@@ -100,18 +100,21 @@ func (c *unixConn) tracked() *entry  { return c.entry }
 func (c *otherConn) tracked() *entry { return c.entry }
 
 func (c *tcpConn) Read(b []byte) (int, error) {
+	c.entry.reading(len(b))
 	n, err := c.TCPConn.Read(b)
 	c.entry.read(n)
 	return n, err
 }
 
 func (c *unixConn) Read(b []byte) (int, error) {
+	c.entry.reading(len(b))
 	n, err := c.UnixConn.Read(b)
 	c.entry.read(n)
 	return n, err
 }
 
 func (c *otherConn) Read(b []byte) (int, error) {
+	c.entry.reading(len(b))
 	n, err := c.Conn.Read(b)
 	c.entry.read(n)
 	return n, err
@@ -141,6 +144,24 @@ func (c *otherConn) Close() error {
 func (c *tcpConn) NetConn() net.Conn   { return c.TCPConn }
 func (c *unixConn) NetConn() net.Conn  { return c.UnixConn }
 func (c *otherConn) NetConn() net.Conn { return c.Conn }
+
+// fullRead is the size of the buffer through which net/http reads HTTP/1. A Read
+// of that size on an idle connection says that it waits for the next request
+// and has nothing of it yet; what was pipelined makes the Read smaller. Should
+// another Go have another size, idle connections all look busy, and stay open
+// until the stop timeout.
+const fullRead = 4096
+
+// reading notes that nothing of the next request has come, if a Read of n bytes
+// proves that. In TLS it proves nothing.
+func (e *entry) reading(n int) {
+	if n != fullRead || e.opaque {
+		return
+	}
+	if st, _ := e.load(); st == http.StateIdle {
+		e.got.Store(false)
+	}
+}
 
 // read notes that bytes have come.
 func (e *entry) read(n int) {

@@ -56,9 +56,11 @@
 // its way. Of pipelined requests the ones behind the answer that closes are not
 // handled, as HTTP says; no client but a pipelining one can notice.
 //
-// A TLS client that has shaken hands and sent a part of its very first request
-// counts as silent when nothing more comes for five seconds: the bytes of a
-// handshake cannot be told from those of a request.
+// In TLS the bytes of a handshake cannot be told from those of a request. So a
+// client that has shaken hands and sent a part of its very first request counts
+// as silent when nothing more comes for five seconds. And a part of the next
+// request that comes with the end of the last one counts as nothing when the
+// rest does not come for the whole of Linger.
 //
 // The GOAWAY of net/http is a single one. It names the last stream that will be
 // answered, so a stream that was opened while it was on its way is not

@@ -2,8 +2,6 @@ package server
 
 import (
 	"context"
-	"crypto/tls"
-	"errors"
 	"net"
 	"net/http"
 	"time"
@@ -106,9 +104,6 @@ func (r *registry) begin(makePlan func() plan) {
 		st, _ := e.load()
 		if st == http.StateHijacked {
 			r.tally.Hijacked++
-		}
-		if e.opaque && st == http.StateNew {
-			e.got.Store(false)
 		}
 		r.tellLocked(e)
 	}
@@ -273,65 +268,4 @@ func (r *registry) finish() {
 	r.report.Stuck += len(r.listeners)
 	r.report.Remaining = int(r.running.Load()) + r.hooks
 	r.report.Duration = r.now() - r.began
-}
-
-// closeLocked closes a connection from a goroutine of its own: a Close that
-// blocks, of TLS or of a user's own connection, must not hold up the others.
-// A connection that is killed does not say goodbye in TLS.
-func (r *registry) closeLocked(e *entry, how outcome) {
-	if e.outcome == finished {
-		e.outcome = how
-	}
-	c := e.outer
-	if r.phase.Load() == killing {
-		c = e.raw
-		if tc, ok := c.(*tls.Conn); ok {
-			c = tc.NetConn()
-		}
-	}
-	r.closing++
-	go r.closeConn(e, c)
-}
-
-func (r *registry) closeConn(e *entry, c net.Conn) {
-	if e.cancel != nil {
-		e.cancel()
-	}
-	c.Close()
-	r.mu.Lock()
-	e.closed = true
-	r.closing--
-	r.changedLocked()
-	r.mu.Unlock()
-	if st, _ := e.load(); st == http.StateHijacked {
-		r.remove(e)
-	}
-}
-
-func (r *registry) closeListener(l *listener) {
-	err := l.Listener.Close()
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if err != nil && !errors.Is(err, net.ErrClosed) && r.lnErr == nil {
-		r.lnErr = err
-	}
-	r.closing--
-	r.changedLocked()
-}
-
-func (r *registry) runHook(f func()) {
-	defer r.hookDone()
-	f()
-}
-
-func (r *registry) runConnHook(f func(net.Conn), c net.Conn) {
-	defer r.hookDone()
-	f(c)
-}
-
-func (r *registry) hookDone() {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.hooks--
-	r.changedLocked()
 }

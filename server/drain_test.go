@@ -73,7 +73,7 @@ func TestIdleConnectionIsClosedAfterItsLinger(t *testing.T) {
 				serve(t, srv, ln)
 				c := ln.dial(t)
 				c.get("/")
-				synctest.Wait()
+				time.Sleep(time.Hour) // what was before the drain does not count
 				report := srv.Stop(t.Context())
 				c.wantEOF()
 				wantReport(t, report, Report{Closed: 1, Duration: report.Duration})
@@ -88,21 +88,27 @@ func TestIdleConnectionIsClosedAfterItsLinger(t *testing.T) {
 // A response whose header was on its way before the drain says nothing of it;
 // its connection then lingers from the moment it became idle.
 func TestLingerBeginsWhenTheConnectionBecomesIdle(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		g := newGate()
-		srv, ln := newServer(g), newPipeListener()
-		serve(t, srv, ln)
-		c := ln.dial(t)
-		c.sendGet("/")
-		<-g.entered
-		stop := stopping(srv)
-		time.Sleep(15 * time.Second)
-		close(g.open)
-		resp, _ := c.receive()
-		wantClose(t, resp, false)
-		c.wantEOF()
-		wantReport(t, stop(), Report{Closed: 1, Duration: 35 * time.Second})
-	})
+	for busy, linger := range map[time.Duration]time.Duration{
+		15 * time.Second:        20 * time.Second,
+		2100 * time.Millisecond: time.Second,
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			g := newGate()
+			srv, ln := newServer(g), newPipeListener()
+			srv.Linger = linger
+			serve(t, srv, ln)
+			c := ln.dial(t)
+			c.sendGet("/")
+			<-g.entered
+			stop := stopping(srv)
+			time.Sleep(busy)
+			close(g.open)
+			resp, _ := c.receive()
+			wantClose(t, resp, false)
+			c.wantEOF()
+			wantReport(t, stop(), Report{Closed: 1, Duration: busy + linger})
+		})
+	}
 }
 
 func TestSilentNewConnectionDoesNotHoldTheStop(t *testing.T) {
@@ -116,7 +122,7 @@ func TestSilentNewConnectionDoesNotHoldTheStop(t *testing.T) {
 			srv.Linger = linger
 			serve(t, srv, ln)
 			c := ln.dial(t)
-			synctest.Wait()
+			time.Sleep(time.Hour) // what was before the drain does not count
 			report := srv.Stop(t.Context())
 			c.wantEOF()
 			wantReport(t, report, Report{Closed: 1, Duration: want})
@@ -157,6 +163,33 @@ func TestRequestCutInTwoByTheDrainIsServed(t *testing.T) {
 			if body != "hello /cut" {
 				t.Errorf("body %q", body)
 			}
+			wantReport(t, stop(), Report{Finished: 1, Duration: 50 * time.Second})
+		})
+	}
+}
+
+// The first half of the second request comes with the first, so that it is read
+// long before its connection is called idle.
+func TestPipelinedRequestCutInTwoByTheDrainIsServed(t *testing.T) {
+	for _, cut := range []int{1, 3, 4, 5, 20} {
+		synctest.Test(t, func(t *testing.T) {
+			g := newGate()
+			srv, ln := newServer(g), newPipeListener()
+			serve(t, srv, ln)
+			c := ln.dial(t)
+			const request = "GET /x HTTP/1.1\r\nHost: test\r\n\r\n"
+			go c.send("%s", request+request[:cut])
+			<-g.entered
+			synctest.Wait()
+			close(g.open)
+			resp, _ := c.receive()
+			wantClose(t, resp, false)
+			synctest.Wait()
+			stop := stopping(srv)
+			time.Sleep(50 * time.Second)
+			c.send("%s", request[cut:])
+			resp, _ = c.receive()
+			wantClose(t, resp, true)
 			wantReport(t, stop(), Report{Finished: 1, Duration: 50 * time.Second})
 		})
 	}

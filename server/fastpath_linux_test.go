@@ -97,5 +97,6 @@ func TestHijackedTCPConnection(t *testing.T) {
 	c := dialTCP(t, ln.Addr().String())
 	c.sendGet("/")
 	c.wantEOF()
+	eventually(t, "the connection is gone", func() bool { return srv.Counts() == Counts{} })
 	wantReport(t, srv.Stop(t.Context()), Report{})
 }

@@ -92,6 +92,24 @@ func TestHijackedHandlerWatchesDraining(t *testing.T) {
 	})
 }
 
+// The connection has been killed by the time its handler hijacks it, and the
+// handler does not close it.
+func TestKilledConnectionIsHijacked(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := func(w http.ResponseWriter, r *http.Request) {
+			time.Sleep(61 * time.Second)
+			if _, _, err := http.NewResponseController(w).Hijack(); err != nil {
+				t.Error(err)
+			}
+		}
+		srv, ln := newServer(http.HandlerFunc(h)), newPipeListener()
+		serve(t, srv, ln)
+		ln.dial(t).sendGet("/")
+		synctest.Wait()
+		wantReport(t, srv.Stop(t.Context()), Report{Killed: 1, Hijacked: 1, Duration: 61 * time.Second})
+	})
+}
+
 // A handler may go on after the connection it has hijacked is closed.
 func TestHandlerOutlivesItsHijackedConnection(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -105,6 +123,7 @@ func TestHandlerOutlivesItsHijackedConnection(t *testing.T) {
 		c := ln.dial(t)
 		c.sendGet("/")
 		c.wantEOF()
+		synctest.Wait()
 		wantReport(t, srv.Stop(t.Context()), Report{Duration: 45 * time.Second})
 	})
 }
@@ -304,6 +323,20 @@ func TestUsersHooksAreCalled(t *testing.T) {
 		if !slices.Equal(got, want) {
 			t.Errorf("got %q, want %q", got, want)
 		}
+	})
+}
+
+func TestStopWaitsForTheUsersHookOfTheLastClose(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		srv, ln := newServer(http.HandlerFunc(hello)), newPipeListener()
+		srv.ConnState = func(_ net.Conn, st http.ConnState) {
+			if st == http.StateClosed {
+				time.Sleep(10 * time.Second)
+			}
+		}
+		serve(t, srv, ln)
+		ln.dial(t).get("/")
+		wantReport(t, srv.Stop(t.Context()), Report{Closed: 1, Duration: 30 * time.Second})
 	})
 }
 

@@ -94,18 +94,7 @@ func TestHTTP2GoAwayComesAtTheBeginningOfTheDrain(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			g := newGate()
 			srv, ln := h2cServer(g), newPipeListener()
-			var c *client
-			if encrypted {
-				srv.Protocols, srv.TLSConfig = nil, serverTLS
-				serveTLS(t, srv, ln)
-				config := clientTLS.Clone()
-				config.NextProtos = []string{"h2"}
-				c = ln.dialTLS(t, config)
-			} else {
-				serve(t, srv, ln)
-				c = ln.dial(t)
-			}
-			h := newH2Client(c)
+			h := newH2Client(dialH2(t, srv, ln, encrypted, serverTLS, clientTLS))
 			h.request(1)
 			<-g.entered
 			h.request(3)
@@ -136,29 +125,47 @@ func TestHTTP2GoAwayComesAtTheBeginningOfTheDrain(t *testing.T) {
 	}
 }
 
+// Even where there is no linger time, it is net/http that closes the connection,
+// a second after the GOAWAY.
 func TestHTTP2IdleConnectionGetsGoAway(t *testing.T) {
+	serverTLS, clientTLS := testTLS(t)
 	for _, linger := range []time.Duration{20 * time.Second, -1} {
-		synctest.Test(t, func(t *testing.T) {
-			srv, ln := h2cServer(http.HandlerFunc(hello)), newPipeListener()
-			srv.Linger = linger
-			serve(t, srv, ln)
-			h := newH2Client(ln.dial(t))
-			h.request(1)
-			for {
-				if _, flags, _, _ := h.next(); flags&1 != 0 {
-					break
+		for _, encrypted := range []bool{false, true} {
+			synctest.Test(t, func(t *testing.T) {
+				srv, ln := h2cServer(http.HandlerFunc(hello)), newPipeListener()
+				srv.Linger = linger
+				h := newH2Client(dialH2(t, srv, ln, encrypted, serverTLS, clientTLS))
+				h.request(1)
+				for {
+					if _, flags, _, _ := h.next(); flags&1 != 0 {
+						break
+					}
 				}
-			}
-			synctest.Wait()
-			if got := srv.Counts(); got.Idle != 1 || got.Open() != 1 {
-				t.Errorf("counts %+v", got)
-			}
-			stop := stopping(srv)
-			h.wantGoAway(1)
-			h.wantEOF()
-			wantReport(t, stop(), Report{Finished: 1, Duration: time.Second})
-		})
+				synctest.Wait()
+				if got := srv.Counts(); got.Idle != 1 || got.Open() != 1 {
+					t.Errorf("counts %+v", got)
+				}
+				stop := stopping(srv)
+				h.wantGoAway(1)
+				h.wantEOF()
+				wantReport(t, stop(), Report{Finished: 1, Duration: time.Second})
+			})
+		}
 	}
+}
+
+// dialH2 makes srv serve ln, with TLS or without, and connects to it.
+func dialH2(t *testing.T, srv *Server, ln *pipeListener, encrypted bool, serverTLS, clientTLS *tls.Config) *client {
+	t.Helper()
+	if !encrypted {
+		serve(t, srv, ln)
+		return ln.dial(t)
+	}
+	srv.Protocols, srv.TLSConfig = nil, serverTLS
+	serveTLS(t, srv, ln)
+	config := clientTLS.Clone()
+	config.NextProtos = []string{"h2"}
+	return ln.dialTLS(t, config)
 }
 
 // A connection that is upgraded after the GOAWAYs were sent gets its own with

@@ -61,7 +61,7 @@ type entry struct {
 	reg    *registry
 	raw    net.Conn      // as the listener gave it
 	state  atomic.Uint64 // packed by pack
-	got    atomic.Bool   // bytes have been read since it became new or idle
+	got    atomic.Bool   // while new or idle: something of a request has been read
 	muxed  atomic.Bool   // HTTP/2: says goodbye by itself
 	opaque bool          // TLS: bytes read may be a handshake instead of a request
 	cancel func()        // ends its handler's context; may be nil
@@ -164,6 +164,10 @@ func (r *registry) add(e *entry) bool {
 func (r *registry) remove(e *entry) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	r.removeLocked(e)
+}
+
+func (r *registry) removeLocked(e *entry) {
 	if _, ok := r.entries[e]; !ok {
 		return
 	}
@@ -199,7 +203,9 @@ func (r *registry) setState(e *entry, nc net.Conn, st http.ConnState) {
 	case http.StateActive:
 		e.state.Store(pack(st, r.now()))
 	case http.StateIdle:
-		e.got.Store(false)
+		if e.opaque {
+			e.got.Store(false) // a guess: no byte of the next request can have come so early
+		}
 		e.state.Store(pack(st, r.now()))
 	case http.StateNew:
 		r.mu.Lock()
@@ -211,6 +217,9 @@ func (r *registry) setState(e *entry, nc net.Conn, st http.ConnState) {
 		e.state.Store(pack(st, r.now()))
 		if r.phase.Load() >= draining {
 			r.tally.Hijacked++
+		}
+		if e.closed { // we were faster than the hijacker
+			r.removeLocked(e)
 		}
 		r.mu.Unlock()
 	case http.StateClosed:

@@ -4,6 +4,7 @@ import (
 	"context"
 	"net"
 	"net/http"
+	"slices"
 	"sync"
 	"time"
 )
@@ -166,9 +167,10 @@ func (s *Server) RegisterOnShutdown(f func()) {
 // once. A drain does not need it.
 func (s *Server) SetKeepAlivesEnabled(v bool) {
 	s.mu.Lock()
-	defer s.mu.Unlock()
 	s.noReuse = !v
-	for _, f := range s.fronts {
+	fronts := slices.Clone(s.fronts)
+	s.mu.Unlock()
+	for _, f := range fronts { // without the lock: this may close connections
 		f.http.SetKeepAlivesEnabled(v)
 	}
 }

@@ -57,6 +57,7 @@ func TestTLS(t *testing.T) {
 		idle.get("/")
 		used.get("/")
 		cut.get("/")
+		synctest.Wait()
 		cut.send("GET /cut HTTP/1.1\r\n")
 		// Not even a handshake, of which the first byte comes late.
 		mute := ln.dial(t)

@@ -96,13 +96,18 @@ func TestFaults(t *testing.T) {
 		{
 			name: "body too short",
 			answer: func(c *net.TCPConn, n int, id string, body []byte) bool {
-				if len(body) == 0 {
-					return write(c, good(id, []byte("x")))
-				}
-				return write(c, good(id, body[1:]))
+				return write(c, good(id, body[:len(body)-1]))
 			},
-			cfg:  Config{PostRatio: 1},
-			want: func(r *Result) *int64 { return &r.WrongAnswer }, failed: 10, detail: "not the body",
+			cfg:  Config{PostRatio: 1, Seed: 3},
+			want: func(r *Result) *int64 { return &r.WrongAnswer }, failed: 10, detail: "bytes instead of",
+		},
+		{
+			name: "body too long",
+			answer: func(c *net.TCPConn, n int, id string, body []byte) bool {
+				return write(c, good(id, append(body, 'x')))
+			},
+			cfg:  Config{PostRatio: .5},
+			want: func(r *Result) *int64 { return &r.WrongAnswer }, failed: 10, detail: "bytes instead of",
 		},
 		{
 			name: "chunked body too long",
@@ -373,5 +378,33 @@ func TestEarlyAnswerToLargeBody(t *testing.T) {
 	res := run(t, Config{Address: addr, KeepAlive: true, PostRatio: 1, BodyMax: 8 << 20, MaxRequests: 3, Seed: 5})
 	if res.BadStatus+res.Reset != 3 {
 		t.Errorf("want 3 bad answers: %v", res)
+	}
+}
+
+// A server that answers at once and never reads the body does not hold the
+// worker until its timeout.
+func TestAnswerToLargeBodyThatIsNotRead(t *testing.T) {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	over := make(chan bool)
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer close(over)
+	wg.Go(func() {
+		c, err := ln.Accept()
+		if err != nil {
+			return
+		}
+		defer c.Close()
+		io.WriteString(c, "HTTP/1.1 413 Too Large\r\nContent-Length: 0\r\n\r\n")
+		<-over
+	})
+	res := run(t, Config{Address: ln.Addr().String(), KeepAlive: true, PostRatio: 1, BodyMax: 64 << 20,
+		MaxRequests: 1, Seed: 5, Timeout: time.Hour})
+	if res.BadStatus != 1 || res.SentBytes < 16<<20 {
+		t.Errorf("want one bad status for a large body: %v", res)
 	}
 }

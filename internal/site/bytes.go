@@ -1,6 +1,7 @@
 package site
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -102,14 +103,22 @@ func (v *Verifier) Write(p []byte) (int, error) {
 	for done := 0; done < len(p); {
 		want := v.want[:min(len(v.want), len(p)-done)]
 		Fill(want, v.Offset)
-		for i, b := range p[done : done+len(want)] {
-			if b != want[i] {
-				v.Offset += int64(i)
-				return done + i, fmt.Errorf("site: byte %d is %#02x instead of %#02x", v.Offset, b, want[i])
-			}
+		got := p[done : done+len(want)]
+		if !bytes.Equal(got, want) {
+			i := firstDifference(got, want)
+			v.Offset += int64(i)
+			return done + i, fmt.Errorf("site: byte %d is %#02x instead of %#02x", v.Offset, got[i], want[i])
 		}
 		done += len(want)
 		v.Offset += int64(len(want))
 	}
 	return len(p), nil
+}
+
+func firstDifference(a, b []byte) int {
+	i := 0
+	for a[i] == b[i] {
+		i++
+	}
+	return i
 }

@@ -34,9 +34,8 @@ func (s *site) echo(w http.ResponseWriter, r *http.Request) {
 	}
 	buf := echoBuffers.Get().(*[]byte)
 	defer echoBuffers.Put(buf)
-	n, err := io.ReadFull(r.Body, *buf)
-	whole := errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) && (r.ContentLength < 0 || int64(n) == r.ContentLength)
-	if err != nil && !whole {
+	n, whole, err := readSome(r.Body, *buf)
+	if err != nil {
 		plain(w, http.StatusBadRequest, fmt.Sprintf("the body ended too early: %v\n", err))
 		return
 	}
@@ -54,6 +53,21 @@ func (s *site) echo(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	streamEcho(w, r, (*buf)[:n])
+}
+
+// readSome reads until buf is full or the body has ended, which whole tells.
+func readSome(body io.Reader, buf []byte) (n int, whole bool, err error) {
+	for n < len(buf) {
+		m, err := body.Read(buf[n:])
+		n += m
+		if errors.Is(err, io.EOF) {
+			return n, true, nil
+		}
+		if err != nil { // io.ErrUnexpectedEOF too: the client has not sent all
+			return n, false, err
+		}
+	}
+	return n, false, nil
 }
 
 var tooLong = fmt.Sprintf("the body is longer than %d bytes, send less\n", maxEcho)

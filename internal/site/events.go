@@ -33,6 +33,8 @@ func (s *site) events(w http.ResponseWriter, r *http.Request) {
 	if r.Method == http.MethodHead {
 		return
 	}
+	// The deadline would outlive the stream on a keep-alive connection.
+	defer stream.SetWriteDeadline(time.Time{})
 	ticker := time.NewTicker(eventInterval)
 	defer ticker.Stop()
 	for {
@@ -40,10 +42,7 @@ func (s *site) events(w http.ResponseWriter, r *http.Request) {
 		// Not every ResponseWriter has deadlines; then the connection's rule.
 		_ = stream.SetWriteDeadline(time.Now().Add(eventPatience))
 		bye := s.draining()
-		if err := s.event(w, id, bye); err != nil || bye {
-			return
-		}
-		if stream.Flush() != nil {
+		if s.event(w, id, bye) != nil || stream.Flush() != nil || bye {
 			return
 		}
 		select {

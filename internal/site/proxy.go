@@ -24,8 +24,10 @@ type Forwarder struct {
 
 // Proxy passes requests on to the server at rawurl, which is http://HOST:PORT,
 // https://HOST:PORT, either with a path to put before that of the request, or
-// unix:///PATH for a server on a Unix socket. X-Forwarded-For, -Host and
-// -Proto are set anew, upgrades (WebSocket) work, and answers are passed on
+// unix:///PATH for a server on a Unix socket. The Host header is the client's,
+// since the server usually builds links and checks the origin of WebSockets by
+// it; only for https it is that of rawurl. X-Forwarded-For, -Host and -Proto
+// are set anew, upgrades (WebSocket) work, and answers are passed on
 // as they come. A server that cannot be reached is answered with 502; the
 // details go to logger, which may be nil.
 //
@@ -63,7 +65,9 @@ func Proxy(rawurl string, logger *slog.Logger) (*Forwarder, error) {
 		Rewrite: func(r *httputil.ProxyRequest) {
 			r.SetURL(target)
 			r.SetXForwarded()
-			r.Out.Host = r.In.Host
+			if target.Scheme == "http" {
+				r.Out.Host = r.In.Host
+			}
 		},
 		Transport:      f.transport,
 		FlushInterval:  -1,
@@ -153,4 +157,3 @@ func kindOf(err error) string {
 	}
 	return "it could not be reached or understood"
 }
-

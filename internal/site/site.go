@@ -60,7 +60,7 @@ func New(cfg Config) http.Handler {
 	s.handle("/sleep?for=2s", "an answer after that time", read, s.sleep)
 	s.handle("/bytes?n=1000000", "that many bytes", read, s.bytes)
 	s.handle("/events", "server-sent events, ten a second", read, s.events)
-	s.handle("/ws", "a WebSocket that sends each message back", []string{http.MethodGet, http.MethodConnect}, s.webSocket)
+	s.handle("/ws", "a WebSocket that sends each message back", []string{http.MethodGet}, s.webSocket)
 	s.handle("/status.json", "what this page shows, as JSON", read, s.status)
 	s.handle("/healthz", "200 as long as the process answers", read, s.healthz)
 	return Header(cfg.Generation, s)
