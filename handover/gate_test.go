@@ -133,9 +133,15 @@ func TestGatePausesAndResumes(t *testing.T) {
 // and opened again meanwhile.
 func TestGateKeepsTheUsersDeadline(t *testing.T) {
 	for name, play := range map[string]func(*gate){
-		"open":   func(g *gate) { g.open() },
-		"shut":   func(*gate) {},
-		"paused": func(g *gate) { g.open(); time.Sleep(time.Second); g.shut(context.Background()); time.Sleep(time.Second); g.open() },
+		"open": func(g *gate) { g.open() },
+		"shut": func(*gate) {},
+		"paused": func(g *gate) {
+			g.open()
+			time.Sleep(time.Second)
+			g.shut(context.Background())
+			time.Sleep(time.Second)
+			g.open()
+		},
 		"closed later": func(g *gate) {
 			g.open()
 			time.Sleep(time.Second)

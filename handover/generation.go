@@ -275,7 +275,7 @@ func (g *Generation) becomeOwner(next Phase) error {
 // left of it is told by Superseded and Cause. With a successor that has
 // received everything or is in probation, ownership goes to that one; in
 // probation of our own it goes back to the predecessor. ctx bounds the wait
-// for the latter.
+// for the other side.
 func (g *Generation) Stop(ctx context.Context) error {
 	var t *takeover
 	var back bool
@@ -291,7 +291,7 @@ func (g *Generation) Stop(ctx context.Context) error {
 			g.giveUp(ErrStopRequested)
 		case PhaseHanding, PhaseGranting, PhaseStandby:
 			t = g.takeover
-		case PhaseProbation:
+		case PhaseProbation, PhaseReturning:
 			back = true
 		}
 	}); e != nil {
@@ -308,12 +308,7 @@ func (g *Generation) Stop(ctx context.Context) error {
 	case back:
 		err := g.pred.command(ctx, cmdRollback)
 		if errors.Is(err, errKept) {
-			// The predecessor is gone: we are the last, and asked to stop.
-			return g.do(func() {
-				if g.phase == PhaseOwner || g.phase == PhasePreparing && g.adopted {
-					g.giveUp(ErrStopRequested)
-				}
-			})
+			return g.Stop(ctx) // the predecessor is gone: we are the last
 		}
 		return err
 	}

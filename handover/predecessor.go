@@ -21,7 +21,7 @@ type predecessor struct {
 	over chan struct{} // closed when follow has returned
 
 	// Owned by follow.
-	pending    *command // a ready or rollback whose outcome is open
+	pending    []command // a ready, or rollbacks, whose outcome is open
 	deadline   *time.Timer
 	beat       *time.Ticker
 	probation  *time.Timer
@@ -134,10 +134,10 @@ func (p *predecessor) follow() {
 
 func (p *predecessor) answer(err error) {
 	p.deadline.Stop()
-	if p.pending != nil {
-		p.pending.reply <- err
-		p.pending = nil
+	for _, c := range p.pending {
+		c.reply <- err
 	}
+	p.pending = nil
 }
 
 // obey carries out a command.
@@ -149,7 +149,7 @@ func (p *predecessor) obey(c command) {
 			c.reply <- p.own(PhaseOwner)
 			return
 		}
-		p.pending = &c
+		p.pending = []command{c}
 		p.g.do(func() { p.g.changePhase(PhaseWaiting, nil) })
 		if err := p.send(typeReady); err != nil && !gone(err) {
 			p.refused(fmt.Errorf("send ready: %w", err))
@@ -162,6 +162,8 @@ func (p *predecessor) obey(c command) {
 		p.withdraw(c)
 	case c.kind == cmdRollback && phase == PhaseProbation:
 		p.giveBack(c)
+	case c.kind == cmdRollback && phase == PhaseReturning:
+		p.pending = append(p.pending, c)
 	case c.kind == cmdRollback && (phase == PhaseOwner || phase == PhasePreparing && p.adopted()):
 		c.reply <- errKept
 	case c.kind == cmdCommit && phase == PhaseProbation:
@@ -353,7 +355,7 @@ func (p *predecessor) giveBack(c command) {
 	if err := errors.Join(g.gate.shut(ctx), g.controlGate.shut(ctx)); err != nil {
 		g.log.Error("accept could not be paused", "error", err)
 	}
-	p.pending = &c
+	p.pending = []command{c}
 	if err := p.send(typeRollback); err != nil && !gone(err) {
 		g.log.Warn("rollback not sent", "error", err)
 	}
@@ -410,8 +412,8 @@ func (p *predecessor) expire() {
 		p.fail(fmt.Errorf("%w: ready was not answered within %v; if it is stopped, continue it, else end it", ErrStuck, p.g.cfg.StepTimeout))
 	case PhaseReturning:
 		if p.toSettled(onProbation(p.g.number)) {
-			p.answer(fmt.Errorf("%w: %w", errKept, ErrStuck))
 			p.settle()
+			p.answer(fmt.Errorf("%w: %w", errKept, ErrStuck))
 			return
 		}
 		p.end(ErrRolledBack, nil)
@@ -487,7 +489,7 @@ func (p *predecessor) dies() bool {
 }
 
 func (w *frameWelcome) peer(phase Phase, stats Stats, report []byte) PeerStatus {
-	return PeerStatus{Generation: w.Generation, Phase: phase, Program: w.Program, Build: w.Build, Stats: stats, Report: report}
+	return PeerStatus{Generation: w.Generation, Phase: phase, Program: w.Program, Build: w.Build, PID: w.PID, Stats: stats, Report: report}
 }
 
 // recordDraining notes what a predecessor says of its drain.

@@ -82,9 +82,12 @@ func (r *receiver) step(ctx context.Context, what string, f func(context.Context
 	sctx, cancel := context.WithTimeout(ctx, r.cfg.StepTimeout)
 	defer cancel()
 	err := f(sctx)
+	var refused *RefusedError
 	switch {
 	case err == nil:
 		return nil
+	case errors.As(err, &refused):
+		return refused
 	case ctx.Err() != nil:
 		return fmt.Errorf("%s: %w", what, ctx.Err())
 	case errors.Is(err, context.DeadlineExceeded):

@@ -179,7 +179,7 @@ func (t *takeover) transfer(hello *frameHello) error {
 	t.grace = g.cfg.AliveTimeout
 	welcome := frameWelcome{
 		Type: typeWelcome, Protocol: protocolVersions[0], Generation: g.number, Next: t.next, Attempt: t.before.attempt(), Count: len(t.items),
-		Program: g.cfg.Program, Build: g.cfg.Build, Revision: g.cfg.Revision,
+		Program: g.cfg.Program, Build: g.cfg.Build, PID: os.Getpid(), Revision: g.cfg.Revision,
 		ReadyTimeout: millis(g.cfg.ReadyTimeout), Probation: millis(t.probation),
 		AliveEvery: millis(max(g.cfg.AliveTimeout/10, time.Millisecond)),
 	}

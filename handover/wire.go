@@ -61,6 +61,7 @@ type (
 		Count        int    `json:"count"`      // items that follow
 		Program      string `json:"program,omitempty"`
 		Build        string `json:"build,omitempty"`
+		PID          int    `json:"pid,omitempty"` // for people; never used as an identity
 		Revision     uint64 `json:"revision,omitempty"`
 		ReadyTimeout millis `json:"ready_timeout_ms"`
 		Probation    millis `json:"probation_ms"`

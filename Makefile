@@ -1,0 +1,59 @@
+# Everything here installs what it needs by itself. `make help` lists the targets.
+GO      ?= go
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+LDFLAGS  = -s -w -X main.version=$(VERSION)
+PACKAGES = ./...
+FUZZTIME ?= 20s
+
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+
+.PHONY: build
+build: ## build bin/handoverd, one static binary
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/handoverd ./cmd/handoverd
+
+.PHONY: run
+run: ## watch a server being replaced under load (about 15 seconds)
+	@CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/handoverd ./internal/demo
+	@bin/demo -binary bin/handoverd
+
+.PHONY: test
+test: ## all tests, with the race detector
+	$(GO) test -race -timeout 20m $(PACKAGES)
+
+.PHONY: short
+short: ## the quick tests
+	$(GO) test -race -short -timeout 10m $(PACKAGES)
+
+.PHONY: lint
+lint: ## formatting, vet on three systems, staticcheck
+	@out=$$(gofmt -l .); test -z "$$out" || { echo "gofmt these files:"; echo "$$out"; exit 1; }
+	$(GO) vet $(PACKAGES)
+	GOOS=darwin $(GO) vet $(PACKAGES)
+	GOOS=windows $(GO) vet $(PACKAGES)
+	$(GO) tool staticcheck $(PACKAGES)
+
+.PHONY: fuzz
+fuzz: ## each fuzz test for FUZZTIME (20s)
+	@set -e; for package in $$($(GO) list $(PACKAGES)); do \
+	  for name in $$($(GO) test -list '^Fuzz' $$package | grep '^Fuzz' || true); do \
+	    echo "$$package $$name"; \
+	    $(GO) test -run '^$$' -fuzz "^$$name\$$" -fuzztime $(FUZZTIME) $$package; \
+	  done; \
+	done
+
+.PHONY: bench
+bench: ## the takeover, the descriptor passing and the server, measured
+	$(GO) test -run '^$$' -bench . ./scm ./handover ./server
+
+.PHONY: image
+image: ## the container image handoverd:dev, from scratch around the static binary
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o dist/handoverd ./cmd/handoverd
+	docker build --quiet --tag handoverd:dev .
+
+.PHONY: clean
+clean: ## remove what was built
+	rm -rf bin dist

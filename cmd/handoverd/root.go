@@ -1,0 +1,70 @@
+package main
+
+import (
+	"io"
+	"strings"
+
+	"github.com/spf13/cobra"
+)
+
+// newRoot makes the tree of commands. args is the whole command line, with
+// the program's name.
+func newRoot(args []string, stdout, stderr io.Writer) *cobra.Command {
+	root := &cobra.Command{
+		Use:   "handoverd",
+		Short: "serve, and hand the listening sockets over to the next version",
+		Long: `handoverd serves HTTP and hands its listening sockets over to a newer process,
+in another container if you like, without refusing a connection or failing a
+request. The new process asks; the old one lends its sockets, watches the new
+one for a moment, finishes its own requests and ends.`,
+		Example: `  handoverd serve --listen tcp://:8080   start, as generation 1
+  handoverd takeover                     take over, as generation 2
+  handoverd status                       who serves, who drains, how many connections
+  handoverd stop                         finish all requests and end`,
+		SilenceUsage:  true,
+		SilenceErrors: true,
+		Args:          cobra.ArbitraryArgs,
+		RunE:          noCommand,
+
+		SuggestionsMinimumDistance: 2,
+	}
+	root.SetOut(stdout)
+	root.SetErr(stderr)
+	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
+		return usagef("%w; see %q", err, cmd.CommandPath()+" --help")
+	})
+	root.AddCommand(
+		newServe(args), newTakeover(args),
+		newStatus(), newStop(), newCommit(), newRollback(), newCheck(),
+		newVersion(),
+	)
+	return root
+}
+
+// noCommand answers a command line that names no command, or one that does
+// not exist.
+func noCommand(cmd *cobra.Command, args []string) error {
+	if len(args) > 0 {
+		text := ""
+		if near := cmd.SuggestionsFor(args[0]); len(near) > 0 {
+			text = "; did you mean " + strings.Join(near, " or ") + "?"
+		}
+		return usagef("unknown command %q%s; see \"handoverd help\"", args[0], text)
+	}
+	cmd.SetOut(cmd.ErrOrStderr())
+	if err := cmd.Help(); err != nil {
+		return err
+	}
+	return usagef("no command given")
+}
+
+// noArguments is for commands that take flags only.
+func noArguments(cmd *cobra.Command, args []string) error {
+	switch {
+	case len(args) == 0:
+		return nil
+	case cmd.ArgsLenAtDash() == 0:
+		return usagef("running another program (-- %s) is not supported yet: leave it out to serve the built-in site, or use --root or --proxy", args[0])
+	}
+	return usagef("%s takes no arguments, only flags, but got %q; see %q", cmd.CommandPath(), args[0], cmd.CommandPath()+" --help")
+}
