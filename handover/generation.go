@@ -38,6 +38,7 @@ type Generation struct {
 	wg         sync.WaitGroup
 	closeOnce  sync.Once
 	closeErr   error
+	convertAll sync.Once
 
 	// ---- owned by run
 	phase     Phase

@@ -7,7 +7,10 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"runtime"
 	"slices"
+	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 )
@@ -15,11 +18,17 @@ import (
 // socket is one named descriptor of the set.
 type socket struct {
 	item
-	fd  int          // owned here, unless ln or pc is set, which own it then
-	ln  net.Listener // set when claimed as a listener
-	pc  net.PacketConn
-	way *passage
-	id  fileID // of a bound Unix path
+	fd    int          // owned here, unless ln or pc is set, which own it then
+	order int          // in which it was received
+	ln    net.Listener // set when converted for package net
+	pc    net.PacketConn
+	way   *passage
+	id    fileID // of a bound Unix path
+
+	// conversion gives an inherited descriptor to package net, or makes sure
+	// that nobody does any more.
+	conversion sync.Once
+	converted  error
 }
 
 func (s *socket) public() Socket {
@@ -44,6 +53,7 @@ func (s *socket) passageClose() bool {
 }
 
 func (s *socket) closeDescriptor() {
+	s.conversion.Do(func() { s.converted = ErrClosed })
 	switch {
 	case s.ln != nil:
 		s.ln.Close()
@@ -254,16 +264,62 @@ func (g *Generation) errMayNotAdd() error {
 // claimInherited gives the descriptor to package net. It is consumed, also
 // with an error.
 func (g *Generation) claimInherited(s *socket) error {
-	ln, pc, err := fileConn(s.fd, s.Kind, s.Name)
-	s.fd = -1
-	if err != nil {
-		return err
+	g.convertAll.Do(g.startConverting)
+	s.convert()
+	if s.converted != nil {
+		return s.converted
 	}
-	if err := s.hold(ln, pc); err != nil {
-		closeConn(ln, pc)
-		return err
-	}
+	s.Address = s.addr().String()
 	return nil
+}
+
+// startConverting converts what is inherited ahead of the calls to Listen, on
+// all cores: for each socket the kernel is asked more than ten questions.
+func (g *Generation) startConverting() {
+	const worthwhile = 32
+	var all []*socket
+	g.do(func() {
+		for _, s := range g.inherited {
+			if s.Kind == KindListener || s.Kind == KindPacket {
+				all = append(all, s)
+			}
+		}
+	})
+	if len(all) < worthwhile {
+		return
+	}
+	// In the order in which most programs will ask.
+	slices.SortFunc(all, func(a, b *socket) int { return a.order - b.order })
+	next := new(atomic.Int64)
+	for range runtime.GOMAXPROCS(0) {
+		g.wg.Go(func() {
+			for i := next.Add(1) - 1; i < int64(len(all)); i = next.Add(1) - 1 {
+				all[i].convert()
+			}
+		})
+	}
+}
+
+func (s *socket) convert() {
+	s.conversion.Do(func() {
+		fd := s.fd
+		s.fd = -1
+		ln, pc, err := fileConn(fd, s.Kind, s.Name)
+		if err == nil {
+			err = s.hold(ln, pc)
+			if err != nil {
+				closeConn(ln, pc)
+			}
+		}
+		s.converted = err
+	})
+}
+
+func (s *socket) addr() net.Addr {
+	if s.ln != nil {
+		return s.ln.Addr()
+	}
+	return s.pc.LocalAddr()
 }
 
 func closeConn(ln net.Listener, pc net.PacketConn) {
@@ -277,21 +333,18 @@ func closeConn(ln net.Listener, pc net.PacketConn) {
 
 // hold makes package net's object the owner of the descriptor.
 func (s *socket) hold(ln net.Listener, pc net.PacketConn) error {
-	var c any = ln
-	var addr net.Addr
+	var c any = pc
 	if ln != nil {
-		addr = ln.Addr()
+		c = ln
 		if ul, ok := ln.(*net.UnixListener); ok {
 			ul.SetUnlinkOnClose(false)
 		}
-	} else {
-		c, addr = pc, pc.LocalAddr()
 	}
 	fd, err := sockFD(c.(syscall.Conn))
 	if err != nil {
 		return err
 	}
-	s.ln, s.pc, s.fd, s.Address = ln, pc, fd, addr.String()
+	s.ln, s.pc, s.fd = ln, pc, fd
 	return nil
 }
 
@@ -320,6 +373,7 @@ func (g *Generation) bind(ctx context.Context, kind Kind, name, network, address
 		closeConn(ln, pc)
 		return nil, err
 	}
+	s.Address = s.addr().String()
 	return s, s.describe()
 }
 

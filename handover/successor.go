@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"strings"
+	"sync"
 
 	"github.com/handoverd/handoverd/scm"
 )
@@ -169,23 +170,45 @@ func (r *receiver) take(f *frameSockets, fds []int, first int) (cookies []cookie
 		return nil, fmt.Errorf("%w: %d items from %d on with %d descriptors, after %d of %d",
 			errFrame, len(f.Items), f.First, len(fds), first, r.welcome.Count)
 	}
+	infos, err := inspectAll(fds)
+	if err != nil {
+		return nil, err
+	}
 	for i, it := range f.Items {
-		info, err := inspect(fds[i])
-		if err != nil {
-			return nil, err
-		}
-		if err := r.keep(it, info, fds[i]); err != nil {
+		if err := r.keep(it, infos[i], fds[i], first+i); err != nil {
 			return nil, fmt.Errorf("%w: %s: %w", errFrame, it.Name, err)
 		}
 		kept = i + 1
-		cookies = append(cookies, info.cookie)
+		cookies = append(cookies, infos[i].cookie)
 	}
 	return cookies, nil
 }
 
+// inspectAll inspects a batch, on all cores if it is large.
+func inspectAll(fds []int) ([]sockInfo, error) {
+	infos, errs := make([]sockInfo, len(fds)), make([]error, len(fds))
+	const chunk = 64
+	var wg sync.WaitGroup
+	for from := 0; from < len(fds); from += chunk {
+		to := min(from+chunk, len(fds))
+		work := func() {
+			for i := from; i < to; i++ {
+				infos[i], errs[i] = inspect(fds[i])
+			}
+		}
+		if to == len(fds) {
+			work()
+		} else {
+			wg.Go(work)
+		}
+	}
+	wg.Wait()
+	return infos, errors.Join(errs...)
+}
+
 // keep files one descriptor under its name. With an error it is not kept.
-func (r *receiver) keep(it item, info sockInfo, fd int) error {
-	s := &socket{item: it, fd: fd, id: fileID{it.Dev, it.Ino}}
+func (r *receiver) keep(it item, info sockInfo, fd, order int) error {
+	s := &socket{item: it, fd: fd, order: order, id: fileID{it.Dev, it.Ino}}
 	// What the kernel says counts, not what the peer says.
 	s.Cookie, s.Netns = info.cookie, info.netns
 	switch it.Kind {

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"strconv"
 	"time"
 )
 
@@ -108,7 +109,7 @@ type (
 type millis time.Duration
 
 func (m millis) MarshalJSON() ([]byte, error) {
-	return fmt.Appendf(nil, "%d", time.Duration(m).Milliseconds()), nil
+	return strconv.AppendInt(nil, time.Duration(m).Milliseconds(), 10), nil
 }
 
 func (m *millis) UnmarshalJSON(b []byte) error {
@@ -127,25 +128,14 @@ func (m *millis) UnmarshalJSON(b []byte) error {
 // numbers lose precision above 2^53 in many languages.
 type cookie uint64
 
-func (c cookie) MarshalJSON() ([]byte, error) {
-	return fmt.Appendf(nil, "%q", fmt.Sprint(uint64(c))), nil
-}
+// MarshalText writes the cookie in decimal.
+func (c cookie) MarshalText() ([]byte, error) { return strconv.AppendUint(nil, uint64(c), 10), nil }
 
-func (c *cookie) UnmarshalJSON(b []byte) error {
-	var s string
-	if err := json.Unmarshal(b, &s); err != nil {
-		return err
-	}
-	var n uint64
-	if s == "" || len(s) > 20 {
-		return fmt.Errorf("bad cookie %q", s)
-	}
-	for _, r := range []byte(s) {
-		d := uint64(r - '0')
-		if d > 9 || n > (1<<64-1-d)/10 {
-			return fmt.Errorf("bad cookie %q", s)
-		}
-		n = n*10 + d
+// UnmarshalText reads what MarshalText wrote.
+func (c *cookie) UnmarshalText(b []byte) error {
+	n, err := strconv.ParseUint(string(b), 10, 64)
+	if err != nil {
+		return fmt.Errorf("bad cookie: %w", err)
 	}
 	*c = cookie(n)
 	return nil
