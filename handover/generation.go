@@ -38,7 +38,6 @@ type Generation struct {
 	wg         sync.WaitGroup
 	closeOnce  sync.Once
 	closeErr   error
-	convertAll sync.Once
 
 	// ---- owned by run
 	phase     Phase

@@ -51,7 +51,11 @@ func isConnReset(error) bool                { return false }
 func sealState(string, []byte) (int, error) { return -1, errUnsupported }
 func unsealState(int) ([]byte, error)       { return nil, errUnsupported }
 
-func fileConn(int, Kind, string) (net.Listener, net.PacketConn, error) {
+type converter struct{}
+
+func newConverter() (*converter, error) { return nil, errUnsupported }
+func (*converter) close()               {}
+func (*converter) convert(int, Kind) (net.Listener, net.PacketConn, error) {
 	return nil, nil, errUnsupported
 }
 

@@ -171,25 +171,46 @@ func isBlocking(fd int) (bool, error) {
 	return flags&unix.O_NONBLOCK == 0, os.NewSyscallError("fcntl", err)
 }
 
-// fileConn makes a listener or packet socket of package net from fd, which it
-// consumes. fd must not be blocking: package net would set O_NONBLOCK in the
-// open file description, which others hold too (fcntl(2)).
-func fileConn(fd int, kind Kind, name string) (net.Listener, net.PacketConn, error) {
+// converter makes sockets of package net from descriptors. net.FileListener
+// takes an *os.File, but making and closing one per descriptor would register
+// each with the poller for nothing. So there is one file, opened on something
+// that is not polled, in whose place the descriptors are put one after the
+// other.
+type converter struct {
+	file *os.File // /dev/null, until the first descriptor takes its place
+	fd   int      // of file
+}
+
+func newConverter() (*converter, error) {
+	fd, err := unix.Open("/dev/null", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, &os.PathError{Op: "open", Path: "/dev/null", Err: err}
+	}
+	return &converter{os.NewFile(uintptr(fd), "converter"), fd}, nil
+}
+
+func (c *converter) close() { c.file.Close() }
+
+// convert makes a listener or packet socket from fd, which it consumes. fd
+// must not be blocking: package net would set O_NONBLOCK in the open file
+// description, which others hold too (fcntl(2)).
+func (c *converter) convert(fd int, kind Kind) (net.Listener, net.PacketConn, error) {
+	defer unix.Close(fd)
 	blocking, err := isBlocking(fd)
 	if err == nil && blocking {
 		err = errors.New("socket is in blocking mode: the process that owns it must not clear O_NONBLOCK (in Go, (*os.File).Fd does)")
 	}
+	if err == nil {
+		err = os.NewSyscallError("dup3", unix.Dup3(fd, c.fd, unix.O_CLOEXEC))
+	}
 	if err != nil {
-		unix.Close(fd)
 		return nil, nil, err
 	}
-	f := os.NewFile(uintptr(fd), name)
-	defer f.Close()
 	if kind == KindPacket {
-		pc, err := net.FilePacketConn(f)
+		pc, err := net.FilePacketConn(c.file)
 		return nil, pc, err
 	}
-	ln, err := net.FileListener(f)
+	ln, err := net.FileListener(c.file)
 	return ln, nil, err
 }
 

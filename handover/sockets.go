@@ -10,7 +10,6 @@ import (
 	"runtime"
 	"slices"
 	"sync"
-	"sync/atomic"
 	"syscall"
 	"time"
 )
@@ -18,12 +17,11 @@ import (
 // socket is one named descriptor of the set.
 type socket struct {
 	item
-	fd    int          // owned here, unless ln or pc is set, which own it then
-	order int          // in which it was received
-	ln    net.Listener // set when converted for package net
-	pc    net.PacketConn
-	way   *passage
-	id    fileID // of a bound Unix path
+	fd  int          // owned here, unless ln or pc is set, which own it then
+	ln  net.Listener // set when converted for package net
+	pc  net.PacketConn
+	way *passage
+	id  fileID // of a bound Unix path
 
 	// conversion gives an inherited descriptor to package net, or makes sure
 	// that nobody does any more.
@@ -261,11 +259,10 @@ func (g *Generation) errMayNotAdd() error {
 	return fmt.Errorf("sockets cannot be added while this generation is %v", g.phase)
 }
 
-// claimInherited gives the descriptor to package net. It is consumed, also
-// with an error.
+// claimInherited gives the descriptor to package net, if the conversions have
+// not done so yet. It is consumed, also with an error.
 func (g *Generation) claimInherited(s *socket) error {
-	g.convertAll.Do(g.startConverting)
-	s.convert()
+	s.convert(nil)
 	if s.converted != nil {
 		return s.converted
 	}
@@ -273,46 +270,60 @@ func (g *Generation) claimInherited(s *socket) error {
 	return nil
 }
 
-// startConverting converts what is inherited ahead of the calls to Listen, on
-// all cores: for each socket the kernel is asked more than ten questions.
-func (g *Generation) startConverting() {
-	const worthwhile = 32
-	var all []*socket
-	g.do(func() {
-		for _, s := range g.inherited {
-			if s.Kind == KindListener || s.Kind == KindPacket {
-				all = append(all, s)
-			}
-		}
-	})
-	if len(all) < worthwhile {
-		return
-	}
-	// In the order in which most programs will ask.
-	slices.SortFunc(all, func(a, b *socket) int { return a.order - b.order })
-	next := new(atomic.Int64)
-	for range runtime.GOMAXPROCS(0) {
-		g.wg.Go(func() {
-			for i := next.Add(1) - 1; i < int64(len(all)); i = next.Add(1) - 1 {
-				all[i].convert()
-			}
-		})
-	}
-}
-
-func (s *socket) convert() {
+// convert gives the descriptor to package net, once. c may be nil.
+func (s *socket) convert(c *converter) {
 	s.conversion.Do(func() {
 		fd := s.fd
 		s.fd = -1
-		ln, pc, err := fileConn(fd, s.Kind, s.Name)
+		if c == nil {
+			if c, s.converted = newConverter(); s.converted != nil {
+				closeFD(fd)
+				return
+			}
+			defer c.close()
+		}
+		ln, pc, err := c.convert(fd, s.Kind)
 		if err == nil {
-			err = s.hold(ln, pc)
-			if err != nil {
+			if err = s.hold(ln, pc); err != nil {
 				closeConn(ln, pc)
 			}
 		}
 		s.converted = err
 	})
+}
+
+// conversions convert what is received ahead of the calls to Listen, on all
+// cores: for each socket the kernel is asked about ten questions.
+type conversions struct {
+	todo    chan *socket
+	workers sync.WaitGroup
+}
+
+func startConversions(n int) *conversions {
+	c := &conversions{todo: make(chan *socket, n)}
+	for range runtime.GOMAXPROCS(0) {
+		c.workers.Go(c.work)
+	}
+	return c
+}
+
+func (c *conversions) work() {
+	slot, err := newConverter()
+	if err != nil {
+		return // Listen converts, or tells why not
+	}
+	defer slot.close()
+	for s := range c.todo {
+		s.convert(slot)
+	}
+}
+
+// finish waits for what has been begun.
+func (c *conversions) finish() {
+	if c != nil {
+		close(c.todo)
+		c.workers.Wait()
+	}
 }
 
 func (s *socket) addr() net.Addr {

@@ -20,6 +20,8 @@ type receiver struct {
 	proc    *process
 	netns   cookie // of this process
 
+	conversions *conversions // nil for a few sockets
+
 	sockets  map[string]*socket
 	states   map[string]int
 	reserved map[Kind]*socket
@@ -42,7 +44,7 @@ func takeOver(ctx context.Context, cfg Config, conn *scm.Conn) (*Generation, err
 
 func (r *receiver) discard() {
 	for _, s := range r.sockets {
-		closeFD(s.fd)
+		s.closeDescriptor()
 	}
 	for _, fd := range r.states {
 		closeFD(fd)
@@ -67,6 +69,11 @@ func (r *receiver) run(ctx context.Context) (*Generation, error) {
 	}
 	if err := r.hello(ctx); err != nil {
 		return nil, err
+	}
+	const worthwhile = 32
+	if r.welcome.Count >= worthwhile {
+		r.conversions = startConversions(r.welcome.Count)
+		defer r.conversions.finish()
 	}
 	for got := 0; got < r.welcome.Count; {
 		n, err := r.batch(ctx, got)
@@ -175,7 +182,7 @@ func (r *receiver) take(f *frameSockets, fds []int, first int) (cookies []cookie
 		return nil, err
 	}
 	for i, it := range f.Items {
-		if err := r.keep(it, infos[i], fds[i], first+i); err != nil {
+		if err := r.keep(it, infos[i], fds[i]); err != nil {
 			return nil, fmt.Errorf("%w: %s: %w", errFrame, it.Name, err)
 		}
 		kept = i + 1
@@ -207,8 +214,8 @@ func inspectAll(fds []int) ([]sockInfo, error) {
 }
 
 // keep files one descriptor under its name. With an error it is not kept.
-func (r *receiver) keep(it item, info sockInfo, fd, order int) error {
-	s := &socket{item: it, fd: fd, order: order, id: fileID{it.Dev, it.Ino}}
+func (r *receiver) keep(it item, info sockInfo, fd int) error {
+	s := &socket{item: it, fd: fd, id: fileID{it.Dev, it.Ino}}
 	// What the kernel says counts, not what the peer says.
 	s.Cookie, s.Netns = info.cookie, info.netns
 	switch it.Kind {
@@ -245,6 +252,9 @@ func (r *receiver) keep(it item, info sockInfo, fd, order int) error {
 		}
 	}
 	r.sockets[it.Name] = s
+	if r.conversions != nil && it.Kind != KindFile {
+		r.conversions.todo <- s // has room for all
+	}
 	return nil
 }
 
@@ -307,7 +317,13 @@ func (r *receiver) generation() (*Generation, error) {
 // controlListener makes a listener of a received control socket, which it
 // consumes.
 func controlListener(fd int) (*net.UnixListener, error) {
-	ln, _, err := fileConn(fd, KindListener, nameControl)
+	c, err := newConverter()
+	if err != nil {
+		closeFD(fd)
+		return nil, err
+	}
+	defer c.close()
+	ln, _, err := c.convert(fd, KindListener)
 	if err != nil {
 		return nil, fmt.Errorf("control socket: %w", err)
 	}
