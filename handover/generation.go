@@ -253,8 +253,12 @@ func (g *Generation) Ready(ctx context.Context) error {
 }
 
 // becomeOwner opens the gates. It runs on run, in Preparing, Waiting or
-// Returning, when the ownership word names this generation already.
+// Returning, when the ownership word names this generation already. It fails
+// if the generation was stopped meanwhile.
 func (g *Generation) becomeOwner(next Phase) error {
+	if !g.phase.mayBecome(next) {
+		return errors.Join(fmt.Errorf("this generation is %v", g.phase), g.cause)
+	}
 	if g.control != nil {
 		if err := listenAgain(g.control.ln); err != nil {
 			// Only what clients see of our credentials is stale.

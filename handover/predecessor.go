@@ -150,7 +150,16 @@ func (p *predecessor) obey(c command) {
 			return
 		}
 		p.pending = []command{c}
-		p.g.do(func() { p.g.changePhase(PhaseWaiting, nil) })
+		waiting := false
+		p.g.do(func() {
+			if waiting = p.g.phase == PhasePreparing; waiting {
+				p.g.changePhase(PhaseWaiting, nil)
+			}
+		})
+		if !waiting {
+			p.answer(p.afterwards())
+			return
+		}
 		if err := p.send(typeReady); err != nil && !gone(err) {
 			p.refused(fmt.Errorf("send ready: %w", err))
 			return

@@ -51,6 +51,14 @@ func (r *registry) closeListener(l *listener) {
 	r.changedLocked()
 }
 
+// goHook runs f in a goroutine that a stop waits for.
+func (r *registry) goHook(f func()) {
+	r.mu.Lock()
+	r.hooks++
+	r.mu.Unlock()
+	go r.runHook(f)
+}
+
 func (r *registry) runHook(f func()) {
 	defer r.hookDone()
 	f()

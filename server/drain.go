@@ -16,8 +16,8 @@ const (
 	silentTimeout = 5 * time.Second
 
 	// goAwayGrace is for how long at least an idle HTTP/2 connection is left
-	// to close itself: net/http does so one second after its GOAWAY.
-	goAwayGrace = 2 * time.Second
+	// to close itself.
+	goAwayGrace = farewellTimeout + farewellSettle + closeGrace + time.Second
 
 	// sweepInterval is the least time between two looks at all connections.
 	sweepInterval = 10 * time.Millisecond

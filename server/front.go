@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"reflect"
+	"sync"
 )
 
 // A front is what one call of Serve runs.
@@ -23,7 +24,16 @@ type front struct {
 	h2     *http.Server
 	next   http.Handler
 	hook   func(net.Conn, http.ConnState) // the user's own; may be nil
+	framed protoFunc                      // serves HTTP/2 on any net.Conn; may be nil
+
+	mu        sync.Mutex
+	conns     map[*h2Conn]struct{}
+	leaving   bool // the drain has begun
+	farewells int  // under way
 }
+
+// A protoFunc serves a protocol that was agreed on in TLS.
+type protoFunc = func(*http.Server, *tls.Conn, http.Handler)
 
 func (s *Server) newFront(useTLS bool) (*front, error) {
 	h2, err := newHTTP2(&s.Server, useTLS)
@@ -43,8 +53,12 @@ func (s *Server) newFront(useTLS bool) (*front, error) {
 			return hook(ctx, unwrap(c))
 		}
 	}
+	if _, own := s.TLSNextProto[protoTLS]; !own {
+		f.framed = h2.TLSNextProto[protoUnencrypted]
+		f.conns = make(map[*h2Conn]struct{})
+	}
 	if h2.TLSNextProto != nil {
-		f.http.TLSNextProto = make(map[string]func(*http.Server, *tls.Conn, http.Handler))
+		f.http.TLSNextProto = make(map[string]protoFunc)
 		for proto, serve := range h2.TLSNextProto {
 			f.http.TLSNextProto[proto] = f.nextProto(proto, serve)
 		}
@@ -123,8 +137,8 @@ func (f *front) serveTLS(ln *listener, certFile, keyFile string) error {
 	return f.http.ServeTLS(ln, certFile, keyFile)
 }
 
-// goAway makes all HTTP/2 connections send GOAWAY.
-func (f *front) goAway() { f.h2.Shutdown(context.Background()) }
+// shutdownHTTP2 makes all HTTP/2 connections send net/http's GOAWAY.
+func (f *front) shutdownHTTP2() { f.h2.Shutdown(context.Background()) }
 
 // ServeHTTP sets the header on net/http's own ResponseWriter, so that the
 // handler gets that one, with all that it can do.
@@ -162,27 +176,38 @@ func (f *front) connState(nc net.Conn, st http.ConnState) {
 // nextProto wraps the function that serves a protocol other than HTTP/1.
 // HTTP/2 reports its states itself; of any other protocol nothing is known but
 // that the connection is in use.
-func (f *front) nextProto(proto string, serve func(*http.Server, *tls.Conn, http.Handler)) func(*http.Server, *tls.Conn, http.Handler) {
+func (f *front) nextProto(proto string, serve protoFunc) protoFunc {
 	reg := &f.server.reg
 	return func(hs *http.Server, c *tls.Conn, h http.Handler) {
 		nc := net.Conn(c)
 		if u, ok := c.NetConn().(interface{ UnencryptedNetConn() net.Conn }); ok {
 			nc = u.UnencryptedNetConn()
 		}
-		if e := reg.lookup(nc); e != nil {
-			switch proto {
-			case "h2", "unencrypted_http2":
-				e.muxed.Store(true)
-			default:
+		e := reg.lookup(nc)
+		switch {
+		case proto != protoTLS && proto != protoUnencrypted:
+			if e != nil {
 				reg.setState(e, nc, http.StateActive)
+			}
+		default:
+			if e != nil {
+				e.muxed.Store(true)
+			}
+			if f.framed != nil {
+				f.serveHTTP2(hs, nc, h)
+				return
 			}
 		}
 		serve(hs, c, h)
 	}
 }
 
-// unwrap returns the connection that the user's listener gave, if c is ours.
+// unwrap returns the connection that the user's listener gave, or the *tls.Conn
+// on it, if c is ours.
 func unwrap(c net.Conn) net.Conn {
+	if h, ok := c.(interface{ unframed() net.Conn }); ok {
+		c = h.unframed()
+	}
 	if t, ok := c.(tracked); ok {
 		return t.tracked().raw
 	}
