@@ -3,6 +3,7 @@ package handover
 import (
 	"errors"
 	"fmt"
+	"strings"
 )
 
 // Errors that callers tell apart with errors.Is.
@@ -65,5 +66,14 @@ type RefusedError struct {
 func (e *RefusedError) Error() string { return fmt.Sprintf("refused (%s): %s", e.Code, e.Message) }
 
 func refusef(code Code, format string, args ...any) *RefusedError {
-	return &RefusedError{Code: code, Message: fmt.Sprintf(format, args...)}
+	return &RefusedError{Code: code, Message: shorten(fmt.Sprintf(format, args...))}
+}
+
+// shorten cuts a text for the wire, where each byte may need six.
+func shorten(s string) string {
+	const limit = 2000
+	if len(s) <= limit {
+		return s
+	}
+	return strings.ToValidUTF8(s[:limit], "") + "..."
 }

@@ -64,6 +64,7 @@ type Generation struct {
 	finished  bool           // Drained was called
 	conns     map[*link]bool // conversations on the control socket; true: outlives ownership
 	pending   []*link        // those whose hello is awaited, oldest first
+	lasting   int            // conversations that last
 }
 
 // Offer makes a state blob for a successor. It runs while the owner serves.
@@ -138,6 +139,16 @@ func (g *Generation) changePhase(next Phase, cause error) {
 		close(g.superseded)
 	}
 	g.emit(Event{Cause: cause})
+}
+
+// tryPhase is changePhase for those who act on a phase that they saw a moment
+// ago: in between the generation may have been closed.
+func (g *Generation) tryPhase(next Phase) bool {
+	if !g.phase.mayBecome(next) {
+		return false
+	}
+	g.changePhase(next, nil)
+	return true
 }
 
 func (g *Generation) emit(e Event) {
@@ -457,6 +468,7 @@ func (g *Generation) shutdown() {
 	g.Drained(nil)
 	stop := context.AfterFunc(ctx, g.cancel) // whoever still waits gives up
 	defer stop()
+	g.do(g.stopHere)
 	if g.pred != nil {
 		close(g.pred.quit)
 	}
@@ -464,14 +476,25 @@ func (g *Generation) shutdown() {
 	g.cancel()
 	g.do(func() {
 		if g.phase != PhaseDraining {
-			// Stop did not get that far: the sockets are the predecessor's.
-			g.letGo(ErrClosed)
+			g.letGo(ErrStopRequested)
 		}
 		g.changePhase(PhaseDone, nil)
 	})
 	<-g.ended
 	g.endSending()
 	g.word.close()
+}
+
+// stopHere ends what Stop could not, without the other side. With a successor
+// the conversation with it does so, when its context ends. It runs on run.
+func (g *Generation) stopHere() {
+	switch g.phase {
+	case PhaseOwner:
+		g.giveUp(ErrStopRequested)
+	case PhasePreparing, PhaseWaiting, PhaseProbation, PhaseReturning:
+		// The predecessor finds our end of the conversation closed.
+		g.letGo(ErrStopRequested)
+	}
 }
 
 // Sockets tells which sockets this generation has asked for, in the order in
@@ -533,7 +556,7 @@ func (g *Generation) status() Status {
 	}
 	slices.SortFunc(st.Draining, func(a, b PeerStatus) int { return int(a.Generation) - int(b.Generation) })
 	if g.failure != nil {
-		st.LastFailure = g.failure.Error()
+		st.LastFailure = shorten(g.failure.Error())
 	}
 	return st
 }

@@ -100,6 +100,36 @@ func (l *link) read() {
 // arrived meanwhile, and must not call its peer silent.
 func (l *link) unread() bool { return l.conn.Readable() }
 
+// awaitEnd says that nothing more will come, and reads until the peer has
+// closed, or d or stop is over: the kernel resets a conversation that is closed
+// with frames unread, and the last word might be lost with it.
+func (l *link) awaitEnd(d time.Duration, stop <-chan struct{}) {
+	if l.conn.CloseWrite() != nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), d)
+	defer cancel()
+	if l.in == nil {
+		l.startReader()
+	}
+	for {
+		select {
+		case in := <-l.in:
+			if in.err != nil && !errors.Is(in.err, errFrame) {
+				return
+			}
+			if in.err != nil { // the reader has ended, the frames have not
+				l.reader.Wait()
+				l.startReader()
+			}
+		case <-ctx.Done():
+			return
+		case <-stop:
+			return
+		}
+	}
+}
+
 func (l *link) close() {
 	l.once.Do(func() {
 		close(l.quit)

@@ -46,9 +46,9 @@ func (o Operator) Status(ctx context.Context) (*Status, error) {
 		if st == nil {
 			st = &s.Status
 		} else {
-			st.Sockets = append(st.Sockets, s.Status.Sockets...)
+			st.merge(s.Status)
 		}
-		if !s.More || len(st.Sockets) > maxItems {
+		if !s.More || len(st.Sockets)+len(st.Unclaimed)+len(st.Draining) > 2*maxItems {
 			return st, nil
 		}
 	}

@@ -18,6 +18,7 @@ import (
 const (
 	maxPending       = 64  // connections whose hello is awaited
 	maxConversations = 256 // connections in all
+	maxLasting       = 64  // of these, reports of earlier generations and operators who wait for a stop
 )
 
 // controlSocket is the control listener with the lock of its path.
@@ -173,6 +174,7 @@ func (g *Generation) converse(l *link) {
 	}
 	if refusal := (*RefusedError)(nil); errors.As(err, &refusal) {
 		l.sendWithin(g.cfg.StepTimeout, frameRefuse{Type: typeRefuse, Code: refusal.Code, Message: refusal.Message})
+		l.awaitEnd(min(time.Second, g.cfg.StepTimeout), g.superseded)
 	}
 	if err != nil {
 		g.log.Info("conversation ended", "error", err)
@@ -237,19 +239,12 @@ func (g *Generation) tellStatus(l *link) error {
 	}
 	ctx, cancel := context.WithTimeout(g.ctx, g.cfg.StepTimeout)
 	defer cancel()
-	all := st.Sockets
-	const page = 64 // sockets with the longest names and addresses fit a frame
-	for {
-		n := min(page, len(all))
-		st.Sockets, all = all[:n], all[n:]
-		if err := l.send(ctx, frameStatus{Type: typeStatus, Status: st, More: len(all) > 0}); err != nil {
+	for pages := st.pages(); len(pages) > 0; pages = pages[1:] {
+		if err := l.send(ctx, frameStatus{Type: typeStatus, Status: pages[0], More: len(pages) > 1}); err != nil {
 			return err
 		}
-		if len(all) == 0 {
-			return nil
-		}
-		st = Status{Generation: st.Generation}
 	}
+	return nil
 }
 
 func (g *Generation) obeyProbation(l *link, intent string) error {
@@ -276,8 +271,27 @@ func (g *Generation) obeyProbation(l *link, intent string) error {
 	return l.sendWithin(g.cfg.StepTimeout, frameSimple{Type: typeOK})
 }
 
+// enterLasting admits a conversation that lasts. Each success is followed by
+// one leaveLasting.
+func (g *Generation) enterLasting() (err error) {
+	e := g.do(func() {
+		if g.lasting >= maxLasting {
+			err = refusef(CodeLimit, "more than %d lasting conversations: try again later", maxLasting)
+			return
+		}
+		g.lasting++
+	})
+	return errors.Join(e, err)
+}
+
+func (g *Generation) leaveLasting() { g.do(func() { g.lasting-- }) }
+
 // obeyStop stops, and then tells the operator how the drain goes.
 func (g *Generation) obeyStop(l *link) error {
+	if err := g.enterLasting(); err != nil {
+		return err
+	}
+	defer g.leaveLasting()
 	var phase Phase
 	if err := g.do(func() { phase = g.phase; g.conns[l] = true }); err != nil {
 		return err
@@ -389,6 +403,10 @@ func (g *Generation) hearReport(l *link, hello *frameHello) error {
 	if hello.Generation >= g.number {
 		return refusef(CodeProtocol, "generation %d does not come before %d", hello.Generation, g.number)
 	}
+	if err := g.enterLasting(); err != nil {
+		return err
+	}
+	defer g.leaveLasting()
 	peer := PeerStatus{Generation: hello.Generation, Phase: PhaseDraining, Program: hello.Program, Build: hello.Build, PID: hello.PID}
 	g.recordDraining(peer)
 	for {

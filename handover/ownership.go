@@ -12,8 +12,9 @@ import "fmt"
 // who wakes late sees it before the next accept.
 //
 // Besides the generation that owns, the word names the attempt: how many
-// takeovers of it have failed. A successor that was refused and wakes up late
-// can then neither claim nor decline what meanwhile is another one's.
+// takeovers of the set have failed. A successor that was refused and wakes up
+// late can then neither claim, nor decline, nor take for its own what
+// meanwhile is another one's, though that one has the same number.
 //
 // The two lowest bits are flags, 18 bits are the attempt, the rest is the
 // generation.
@@ -34,7 +35,9 @@ func settled(generation, attempt uint64) ownership {
 }
 
 // onProbation: generation owns, and its predecessor may take it back.
-func onProbation(generation uint64) ownership { return settled(generation, 0) | flagProbation }
+func onProbation(generation, attempt uint64) ownership {
+	return settled(generation, attempt) | flagProbation
+}
 
 // declined: generation owns and must not grant, since its successor has
 // given up waiting.

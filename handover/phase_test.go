@@ -92,7 +92,7 @@ func TestOwnershipWordKeepsItsParts(t *testing.T) {
 				}
 			}
 		}
-		if o := onProbation(generation); o.generation() != generation || !o.probation() || o == settled(generation, 0) {
+		if o := onProbation(generation, 3); o.generation() != generation || o.attempt() != 3 || !o.probation() || o == settled(generation, 3) {
 			t.Errorf("%d: %v", generation, o)
 		}
 	}

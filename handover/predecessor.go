@@ -151,11 +151,7 @@ func (p *predecessor) obey(c command) {
 		}
 		p.pending = []command{c}
 		waiting := false
-		p.g.do(func() {
-			if waiting = p.g.phase == PhasePreparing; waiting {
-				p.g.changePhase(PhaseWaiting, nil)
-			}
-		})
+		p.g.do(func() { waiting = p.g.tryPhase(PhaseWaiting) })
 		if !waiting {
 			p.answer(p.afterwards())
 			return
@@ -258,8 +254,18 @@ func (p *predecessor) receive(f any) {
 
 func (p *predecessor) peerNumber() uint64 { return p.welcome.Generation }
 
-// wordIsOurs tells whether the word names us, whatever messages say.
-func (p *predecessor) wordIsOurs() bool { return p.g.holdsWord() }
+// settledWord is the word when ownership is ours for good.
+func (p *predecessor) settledWord() ownership { return settled(p.g.number, p.welcome.Attempt) }
+
+// probationWord is the word in our probation.
+func (p *predecessor) probationWord() ownership { return onProbation(p.g.number, p.welcome.Attempt) }
+
+// wordIsOurs tells whether the word names this takeover of ours, whatever
+// messages say.
+func (p *predecessor) wordIsOurs() bool {
+	o := p.g.word.load()
+	return o == p.settledWord() || o == p.probationWord()
+}
 
 func (p *predecessor) adopted() (yes bool) {
 	p.g.do(func() { yes = p.g.adopted })
@@ -323,7 +329,7 @@ func (p *predecessor) heartbeat() {
 // its own.
 func (p *predecessor) settle() {
 	g := p.g
-	if !p.toSettled(onProbation(g.number)) {
+	if !p.toSettled(p.probationWord()) {
 		p.revoked()
 		return
 	}
@@ -331,20 +337,20 @@ func (p *predecessor) settle() {
 	g.do(func() {
 		if g.phase == PhaseReturning {
 			g.becomeOwner(PhaseOwner)
-		} else if g.phase == PhaseProbation {
-			g.changePhase(PhaseOwner, nil)
+		} else if g.tryPhase(PhaseOwner) {
 			g.removeDropped()
 		}
 	})
 	g.recordDraining(p.welcome.peer(PhaseDraining, Stats{}, nil))
 	p.commitOwed = true
 	p.heartbeat()
+	p.answer(errKept) // a rollback that came too late
 }
 
 // toSettled moves the word from one of the given values to us for good, or
 // finds it there.
 func (p *predecessor) toSettled(from ...ownership) bool {
-	to := settled(p.g.number, 0)
+	to := p.settledWord()
 	for _, o := range from {
 		if p.g.word.swap(o, to) {
 			return true
@@ -358,7 +364,12 @@ func (p *predecessor) toSettled(from ...ownership) bool {
 func (p *predecessor) giveBack(c command) {
 	g := p.g
 	p.probation.Stop()
-	g.do(func() { g.changePhase(PhaseReturning, nil) })
+	returning := false
+	g.do(func() { returning = g.tryPhase(PhaseReturning) })
+	if !returning {
+		c.reply <- p.afterwards()
+		return
+	}
 	ctx, cancel := context.WithTimeout(g.ctx, g.cfg.StepTimeout)
 	defer cancel()
 	if err := errors.Join(g.gate.shut(ctx), g.controlGate.shut(ctx)); err != nil {
@@ -420,9 +431,8 @@ func (p *predecessor) expire() {
 		p.send(typeRollback)
 		p.fail(fmt.Errorf("%w: ready was not answered within %v; if it is stopped, continue it, else end it", ErrStuck, p.g.cfg.StepTimeout))
 	case PhaseReturning:
-		if p.toSettled(onProbation(p.g.number)) {
+		if p.toSettled(p.probationWord()) {
 			p.settle()
-			p.answer(fmt.Errorf("%w: %w", errKept, ErrStuck))
 			return
 		}
 		p.end(ErrRolledBack, nil)
@@ -433,19 +443,17 @@ func (p *predecessor) expire() {
 // ours; if it lives, the word tells whose it is.
 func (p *predecessor) lost(err error) {
 	g := p.g
-	phase := g.Phase()
 	p.finished = true
-	if phase == PhaseDraining || phase == PhaseDone {
-		p.answer(p.afterwards())
-		return
-	}
-	if phase.Owns() && phase != PhaseProbation {
-		g.predecessorLeft(p.peerNumber())
+	if p.outcomeKnown() {
 		return
 	}
 	died := p.dies()
+	if p.outcomeKnown() { // now
+		return
+	}
+	phase := g.Phase()
 	g.log.Info("conversation with the predecessor ended", "died", died, "error", err)
-	ours := onProbation(g.number)
+	ours := p.probationWord()
 	switch phase {
 	case PhasePreparing, PhaseWaiting:
 		var kept bool
@@ -468,8 +476,9 @@ func (p *predecessor) lost(err error) {
 			return
 		}
 		g.do(func() {
-			g.changePhase(PhaseOwner, nil)
-			g.removeDropped()
+			if g.tryPhase(PhaseOwner) {
+				g.removeDropped()
+			}
 		})
 	case PhaseReturning:
 		// It may have taken back, and died then.
@@ -481,6 +490,22 @@ func (p *predecessor) lost(err error) {
 		g.do(func() { g.becomeOwner(PhaseOwner) })
 		p.answer(errKept)
 	}
+}
+
+// outcomeKnown tells whether this takeover is decided, so that its end changes
+// nothing any more.
+func (p *predecessor) outcomeKnown() bool {
+	switch p.g.Phase() {
+	case PhasePreparing:
+		return p.adopted()
+	case PhaseWaiting, PhaseProbation, PhaseReturning:
+		return false
+	case PhaseDraining, PhaseDone:
+		p.answer(p.afterwards())
+	default:
+		p.g.predecessorLeft(p.peerNumber())
+	}
+	return true
 }
 
 // dies waits for the predecessor's death: the kernel closes a dying process's

@@ -22,9 +22,10 @@ type process struct {
 
 // watchProcess watches the process of pidfd, which it consumes.
 func watchProcess(pidfd int) (*process, error) {
-	link, err := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", pidfd))
-	if err == nil && !strings.Contains(link, "pidfd") {
-		err = fmt.Errorf("descriptor is %s, no pidfd", link)
+	// Only a pidfd has a Pid line there: pidfd_open(2).
+	info, err := os.ReadFile(fmt.Sprintf("/proc/self/fdinfo/%d", pidfd))
+	if err == nil && !strings.Contains(string(info), "\nPid:\t") {
+		err = errors.New("descriptor is no pidfd")
 	}
 	if err == nil {
 		// Only what does not block is watched by the runtime poller.

@@ -2,6 +2,7 @@ package handover
 
 import (
 	"encoding/json"
+	"slices"
 	"time"
 )
 
@@ -52,4 +53,29 @@ type PeerStatus struct {
 	Stats      Stats           `json:"stats"`
 	Report     json.RawMessage `json:"report,omitempty"` // of a finished drain
 	Lost       bool            `json:"lost,omitempty"`   // ended without a report
+}
+
+// pages cuts a status into such that each fits a frame, whatever the lengths
+// of names and addresses. merge puts them together again.
+func (s Status) pages() []Status {
+	const most = 24
+	all := []Status{s}
+	first := &all[0]
+	first.Sockets, first.Unclaimed, first.Draining = nil, nil, nil
+	for part := range slices.Chunk(s.Sockets, most) {
+		all = append(all, Status{Sockets: part})
+	}
+	for part := range slices.Chunk(s.Unclaimed, most) {
+		all = append(all, Status{Unclaimed: part})
+	}
+	for i := range s.Draining {
+		all = append(all, Status{Draining: s.Draining[i : i+1]})
+	}
+	return all
+}
+
+func (s *Status) merge(page Status) {
+	s.Sockets = append(s.Sockets, page.Sockets...)
+	s.Unclaimed = append(s.Unclaimed, page.Unclaimed...)
+	s.Draining = append(s.Draining, page.Draining...)
 }

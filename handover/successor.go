@@ -247,6 +247,9 @@ func (r *receiver) keep(it item, info sockInfo, fd int) error {
 		if err := info.goesWith(it.Network); err != nil {
 			return err
 		}
+		if err := s.checkPath(); err != nil {
+			return err
+		}
 		if isBoundToNetns(it) && s.Netns != r.netns && !r.cfg.ForeignNetns {
 			return foreignError(s)
 		}
@@ -256,6 +259,19 @@ func (r *receiver) keep(it item, info sockInfo, fd int) error {
 		r.conversions.todo <- s // has room for all
 	}
 	return nil
+}
+
+// checkPath compares the address of a Unix socket with what the kernel says:
+// its path is removed some day.
+func (s *socket) checkPath() error {
+	if kindOf(s.Network) == "" || !strings.HasPrefix(s.Network, "unix") {
+		return nil
+	}
+	bound, err := boundAddress(s.fd)
+	if err == nil && bound != s.Address {
+		err = fmt.Errorf("bound to %q, not to %q", bound, s.Address)
+	}
+	return err
 }
 
 // isBoundToNetns tells whether a socket is reachable only through the network
@@ -303,6 +319,7 @@ func (r *receiver) generation() (*Generation, error) {
 		g.netns = netnsHandle{fd: ns.fd, item: ns.item, foreign: ctl.Netns != r.netns}
 		delete(r.reserved, kindNetns)
 	}
+	g.attempt = r.welcome.Attempt
 	g.inherited, g.states = r.sockets, r.states
 	g.pred = &predecessor{
 		g: g, link: r.link, proc: r.proc, welcome: r.welcome,

@@ -302,6 +302,9 @@ func (t *takeover) awaitReady() error {
 	}
 }
 
+// granted is the word of the successor in probation.
+func (t *takeover) granted() ownership { return onProbation(t.next, t.before.attempt()) }
+
 // grant moves ownership: accept is paused, the last one has returned, the
 // word is moved, the successor is told.
 func (t *takeover) grant() error {
@@ -315,9 +318,9 @@ func (t *takeover) grant() error {
 		g.reopen()
 		return t.failed(err)
 	}
-	to := onProbation(t.next)
+	to := t.granted()
 	if t.probation <= 0 {
-		to = settled(t.next, 0)
+		to &^= flagProbation
 	}
 	if !g.word.swap(t.before, to) {
 		if g.word.load() == t.before|flagDeclined {
@@ -328,12 +331,10 @@ func (t *takeover) grant() error {
 		g.do(func() { g.takeover = nil; g.letGo(err) })
 		return err
 	}
+	if to.probation() {
+		g.do(func() { g.changePhase(PhaseStandby, nil) })
+	}
 	err := t.link.send(ctx, frameGranted{Type: typeGranted, Generation: t.next, Settled: !to.probation()})
-	g.do(func() {
-		if to.probation() {
-			g.changePhase(PhaseStandby, nil)
-		}
-	})
 	switch {
 	case !to.probation() && err != nil:
 		// It cannot know, unless it looks at the word: take it back.
@@ -397,12 +398,12 @@ func (t *takeover) standBy() error {
 			}
 			return t.takeBack(fmt.Errorf("%w: no commit after a probation of %v", errSilent, t.probation))
 		case <-t.leaving:
-			if g.word.swap(onProbation(t.next), settled(t.next, 0)) {
+			if g.word.swap(t.granted(), t.granted()&^flagProbation) {
 				t.link.sendWithin(g.cfg.StepTimeout, frameSimple{Type: typeCommit})
 			}
 			return t.drain()
 		case <-g.ctx.Done():
-			g.word.swap(onProbation(t.next), settled(t.next, 0))
+			g.word.swap(t.granted(), t.granted()&^flagProbation)
 			return t.drain()
 		}
 	}
@@ -422,7 +423,7 @@ func (t *takeover) whyEnded(err error) error {
 // takeBackUnless handles a commit: the word was moved before it was sent, so
 // a successor that says commit without having done so breaks the protocol.
 func (t *takeover) takeBackUnless() error {
-	if t.g.word.load() == onProbation(t.next) {
+	if t.g.word.load() == t.granted() {
 		return t.takeBack(fmt.Errorf("%w: commit, but the ownership word says %v", errFrame, t.g.word.load()))
 	}
 	return t.drain()
@@ -431,7 +432,7 @@ func (t *takeover) takeBackUnless() error {
 // takeBack ends probation in our favour, if the successor has not committed.
 func (t *takeover) takeBack(why error) error {
 	g := t.g
-	if !g.word.swap(onProbation(t.next), t.after) {
+	if !g.word.swap(t.granted(), t.after) {
 		return t.drain()
 	}
 	if !errors.Is(why, errDied) && !errors.Is(why, ErrRolledBack) {

@@ -229,6 +229,15 @@ func (c *Conn) SetPassRights(ok bool) error {
 	return nil
 }
 
+// CloseWrite tells the peer that nothing more will be sent (shutdown(2),
+// SHUT_WR): it receives what is under way, then io.EOF. Receiving goes on.
+func (c *Conn) CloseWrite() error {
+	if err := c.uc.CloseWrite(); err != nil {
+		return fmt.Errorf("scm: %w", err)
+	}
+	return nil
+}
+
 // Close closes the connection and interrupts a pending Send and Recv, which
 // return [net.ErrClosed], as does every later call. Messages that the peer has
 // not read yet stay readable for it; messages that we have not read are lost,
