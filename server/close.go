@@ -26,6 +26,9 @@ func (r *registry) closeLocked(e *entry, how outcome) {
 }
 
 func (r *registry) closeConn(e *entry, c net.Conn) {
+	if r.phase.Load() == draining && e.awake() && r.spare(e) {
+		return
+	}
 	if e.cancel != nil {
 		e.cancel()
 	}
@@ -38,6 +41,31 @@ func (r *registry) closeConn(e *entry, c net.Conn) {
 	if st, _ := e.load(); st == http.StateHijacked {
 		r.removeLocked(e)
 	}
+}
+
+// awake reports whether a request has come, to a connection that was idle or
+// silent when it was looked at last. When many connections are closed at the
+// same time, or the machine is busy, that may be a while ago.
+func (e *entry) awake() bool {
+	switch st, _ := e.load(); st {
+	case http.StateNew, http.StateIdle:
+		return !e.muxed.Load() && (e.got.Load() || hasUnread(e.raw))
+	}
+	return true
+}
+
+// spare calls off the close of a connection that has woken up, if the drain has
+// not come so far that everything is closed.
+func (r *registry) spare(e *entry) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.phase.Load() != draining {
+		return false
+	}
+	e.outcome = finished
+	r.closing--
+	r.changedLocked()
+	return true
 }
 
 func (r *registry) closeListener(l *listener) {

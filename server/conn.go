@@ -5,6 +5,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"time"
 )
 
 // A tracked connection knows its entry in the registry.
@@ -73,8 +74,9 @@ func wrap(reg *registry, raw net.Conn, opaque bool) (net.Conn, bool) {
 	default:
 		c = wrapOther(rc, e)
 	}
+	e.outer = c
 	if !reg.add(e) {
-		reg.foreign.Delete(raw)
+		reg.forgetForeign(e)
 		return nil, false
 	}
 	return c, true
@@ -118,6 +120,21 @@ func (c *otherConn) Read(b []byte) (int, error) {
 	n, err := c.Conn.Read(b)
 	c.entry.read(n)
 	return n, err
+}
+
+func (c *tcpConn) SetReadDeadline(t time.Time) error {
+	c.entry.setsDeadline()
+	return c.TCPConn.SetReadDeadline(t)
+}
+
+func (c *unixConn) SetReadDeadline(t time.Time) error {
+	c.entry.setsDeadline()
+	return c.UnixConn.SetReadDeadline(t)
+}
+
+func (c *otherConn) SetReadDeadline(t time.Time) error {
+	c.entry.setsDeadline()
+	return c.Conn.SetReadDeadline(t)
 }
 
 // ReadFrom uses the connection's own, if it has one.
@@ -166,6 +183,18 @@ func (e *entry) reading(n int) {
 // read notes that bytes have come.
 func (e *entry) read(n int) {
 	if n > 0 && !e.got.Load() {
+		e.got.Store(true)
+	}
+}
+
+// setsDeadline notes that the next request has begun, if it is TLS that hides
+// its bytes: net/http sets one deadline before it waits for the first four of
+// them, and another one when they are there.
+func (e *entry) setsDeadline() {
+	if !e.opaque || e.got.Load() {
+		return
+	}
+	if st, _ := e.load(); st == http.StateIdle && e.waits.Add(1) > 1 {
 		e.got.Store(true)
 	}
 }

@@ -17,9 +17,13 @@
 //     or when nothing has come for Server.Linger. A request of which the first
 //     bytes are there is waited for.
 //   - A new connection that has sent nothing is closed after Linger or five
-//     seconds, whichever is shorter.
-//   - HTTP/2 connections get a GOAWAY at once. Their streams finish, no stream
-//     is reset, and net/http closes them one second after the last.
+//     seconds, whichever is shorter. In TLS one that has begun its handshake
+//     lingers like an idle one.
+//   - HTTP/2 connections get the two GOAWAYs of RFC 9113, section 6.8. The first
+//     refuses nothing. The second follows as soon as every client has answered
+//     a PING, or after two seconds, and names the last stream that will be
+//     answered. All streams finish, none is reset, and net/http closes each
+//     connection one second after its last.
 //   - Connections that a handler has hijacked are announced to
 //     Server.OnHijackedDrain and waited for. Event streams and WebSockets do
 //     well to watch Draining.
@@ -47,30 +51,40 @@
 // and ConnContext see the listener's own connection. A user's own connection
 // type keeps CloseWrite, ConnectionState and ReadFrom.
 //
+// A hijacked connection that is neither closed nor kept by anybody stays open: a
+// bare http.Server leaves it to the garbage collector, but a Server keeps it, to
+// be able to drain it.
+//
 // A *tls.Conn from a listener of tls.NewListener is not wrapped. Of these it is
 // not known whether a request has begun to arrive. ServeTLS is better.
 //
-// A response whose header was complete before the drain cannot announce the
-// close; its connection lingers. Also the answer to OPTIONS *, which net/http
-// gives itself, does not announce it. A handler that sets Connection itself has
-// its way. Of pipelined requests the ones behind the answer that closes are not
-// handled, as HTTP says; no client but a pipelining one can notice.
+// A handler that was running when the drain began can announce the close only if
+// it has written nothing when it returns. Otherwise its connection lingers. A
+// request for an upgrade, and OPTIONS *, which net/http answers itself, do not
+// announce it either. A handler that sets Connection itself has its way. Of
+// pipelined requests the ones behind the answer that closes are not handled, as
+// HTTP says; no client but a pipelining one can notice.
 //
-// In TLS the bytes of a handshake cannot be told from those of a request. So a
-// client that has shaken hands and sent a part of its very first request counts
-// as silent when nothing more comes for five seconds. And a part of the next
-// request that comes with the end of the last one counts as nothing when the
-// rest does not come for the whole of Linger.
+// A connection is closed at the end of its linger time if nothing has arrived at
+// this machine. A request that is still on its way then is lost, as at the end
+// of every idle timeout of HTTP/1. Only a longer Linger helps.
 //
-// The GOAWAY of net/http is a single one. It names the last stream that will be
-// answered, so a stream that was opened while it was on its way is not
-// processed and clients repeat it on a new connection, which RFC 9113 allows
-// for every method. The announcement with a later second GOAWAY, which would
-// spare them that, is not possible with net/http. An HTTP/2 connection whose
-// handshake is not over when the drain begins gets its GOAWAY with its first
-// response.
+// In TLS the bytes of a handshake cannot be told from those of a request. So the
+// first part of the very first request does not keep a connection from being
+// closed after Linger, counted from the last bytes that came. And up to three
+// bytes of a next request that come together with the last one count as nothing.
+//
+// The first GOAWAY is written between two frames of net/http's HTTP/2, for which
+// all its connections are served by the function that net/http has for
+// unencrypted ones. An implementation that the user has installed, as
+// golang.org/x/net/http2.ConfigureServer does, sends its GOAWAYs itself, at the
+// beginning of the drain or with its next response. If it sends only the one
+// that names the last stream, then a stream that was opened while that was on
+// its way is not processed. Its client may repeat it, whatever the method, but
+// not every client does, and none can when it has no copy of the body. The same
+// goes for a client that takes more than two seconds to answer a PING.
 //
 // OnHijackedDrain is not called for connections that are hijacked later.
-// Whether a stream is idle a StreamServer cannot know: it waits for its
+// Whether a connection is idle a StreamServer cannot know: it waits for its
 // handlers.
 package server

@@ -22,8 +22,8 @@ const (
 	// sweepInterval is the least time between two looks at all connections.
 	sweepInterval = 10 * time.Millisecond
 
-	// pruneInterval is how often connections are looked at whose end cannot
-	// be seen.
+	// pruneInterval is how often hijacked connections are looked at, whose
+	// end may not have been seen.
 	pruneInterval = 100 * time.Millisecond
 )
 
@@ -170,6 +170,12 @@ func (r *registry) sweep(p plan) time.Duration {
 	silent := min(p.linger, silentTimeout)
 	next := now + silent
 	for e := range r.entries {
+		if st, _ := e.load(); st == http.StateHijacked {
+			if !r.goneLocked(e) {
+				next = min(next, now+pruneInterval)
+			}
+			continue
+		}
 		end, ok := e.endLocked(now, p.linger, silent)
 		switch {
 		case !ok || e.outcome != finished:
@@ -178,9 +184,6 @@ func (r *registry) sweep(p plan) time.Duration {
 		default:
 			next = min(next, end)
 		}
-	}
-	if r.pruneLocked() > 0 {
-		next = min(next, now+pruneInterval)
 	}
 	return max(next-now, sweepInterval)
 }
@@ -195,11 +198,17 @@ func (e *entry) endLocked(now, linger, silent time.Duration) (time.Duration, boo
 	}
 	switch st {
 	case http.StateNew:
-		// Bytes of a TLS handshake are not yet a request.
-		if e.opaque && e.got.Swap(false) {
-			e.since = now
-		} else if !e.opaque && e.got.Load() {
+		// Bytes of a TLS handshake are not yet a request, but a client that
+		// has begun one is about to send its request.
+		switch got := e.got.Load(); {
+		case got && !e.opaque:
 			return 0, false
+		case got:
+			e.got.Store(false)
+			e.since, e.spoke = now, true
+		}
+		if e.spoke {
+			silent = linger
 		}
 		return max(at, e.since) + silent, true
 	case http.StateIdle:

@@ -8,7 +8,9 @@ import (
 	"net"
 	"net/http"
 	"reflect"
+	"slices"
 	"sync"
+	"sync/atomic"
 )
 
 // A front is what one call of Serve runs.
@@ -25,6 +27,9 @@ type front struct {
 	next   http.Handler
 	hook   func(net.Conn, http.ConnState) // the user's own; may be nil
 	framed protoFunc                      // serves HTTP/2 on any net.Conn; may be nil
+
+	open  atomic.Int64 // connections
+	ended atomic.Bool  // Serve has returned
 
 	mu        sync.Mutex
 	conns     map[*h2Conn]struct{}
@@ -66,12 +71,16 @@ func (s *Server) newFront(useTLS bool) (*front, error) {
 
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.fronts = slices.DeleteFunc(s.fronts, (*front).isOver)
 	if s.noReuse {
 		f.http.SetKeepAlivesEnabled(false)
 	}
 	s.fronts = append(s.fronts, f)
 	return f, nil
 }
+
+// isOver reports whether nothing is left to do.
+func (f *front) isOver() bool { return f.ended.Load() && f.open.Load() == 0 }
 
 // newHTTP2 makes the http.Server that HTTP/2 belongs to. net/http sets it up,
 // by its own rules, in the first moments of a Serve.
@@ -119,6 +128,7 @@ func copyConfig(dst, src *http.Server) {
 }
 
 func (f *front) serve(ln *listener) error {
+	defer f.ended.Store(true)
 	if !f.server.reg.addListener(ln) {
 		ln.Close()
 		return ErrServerClosed
@@ -128,6 +138,7 @@ func (f *front) serve(ln *listener) error {
 }
 
 func (f *front) serveTLS(ln *listener, certFile, keyFile string) error {
+	defer f.ended.Store(true)
 	if !f.server.reg.addListener(ln) {
 		ln.Close()
 		return ErrServerClosed
@@ -140,7 +151,7 @@ func (f *front) serveTLS(ln *listener, certFile, keyFile string) error {
 // shutdownHTTP2 makes all HTTP/2 connections send net/http's GOAWAY.
 func (f *front) shutdownHTTP2() { f.h2.Shutdown(context.Background()) }
 
-// ServeHTTP sets the header on net/http's own ResponseWriter, so that the
+// ServeHTTP announces the close on net/http's own ResponseWriter, so that the
 // handler gets that one, with all that it can do.
 func (f *front) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	reg := &f.server.reg
@@ -151,14 +162,38 @@ func (f *front) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case stopped:
 		panic(http.ErrAbortHandler) // its connection has gone already
 	default:
-		w.Header().Set("Connection", "close")
+		if f.announces(r) {
+			w.Header().Set("Connection", "close")
+		}
 	}
 	f.next.ServeHTTP(w, r)
+	if ph == serving && reg.phase.Load() != serving && f.announces(r) {
+		// If the handler has written nothing, it is not too late.
+		if h := w.Header(); h["Connection"] == nil {
+			h.Set("Connection", "close")
+		}
+	}
+}
+
+// announces reports whether the answer to r can say that the connection is to
+// close. With HTTP/2 net/http would refuse at once what comes after it. And
+// what a proxy adds for an upgrade must stay the only value.
+func (f *front) announces(r *http.Request) bool {
+	if r.ProtoMajor >= 2 {
+		return f.framed == nil
+	}
+	return r.Header["Upgrade"] == nil
 }
 
 // connState is net/http's hook. The registry hears of the end of a connection
 // after the user's hook, so that Stop does not return before it.
 func (f *front) connState(nc net.Conn, st http.ConnState) {
+	switch st {
+	case http.StateNew:
+		f.open.Add(1)
+	case http.StateClosed, http.StateHijacked:
+		f.open.Add(-1)
+	}
 	reg := &f.server.reg
 	e := reg.lookup(nc)
 	if f.hook != nil {

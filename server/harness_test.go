@@ -190,3 +190,23 @@ func repeat(s string, n int) string { return strings.Repeat(s, n) }
 
 // discardLog is for tests in which net/http complains with reason.
 var discardLog = log.New(io.Discard, "", 0)
+
+// A lockedBuilder is a log to read while it is written.
+type lockedBuilder struct {
+	mu sync.Mutex
+	b  strings.Builder
+}
+
+func (l *lockedBuilder) Write(b []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(b)
+}
+
+func (l *lockedBuilder) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
+}
+
+func (l *lockedBuilder) logger() *log.Logger { return log.New(l, "", 0) }

@@ -17,10 +17,10 @@ import (
 type h2Client struct{ *client }
 
 const (
-	frameData    = 0
-	frameHeaders = 1
-	frameReset   = 3
-	frameGoAway  = 7
+	frameData  = 0
+	frameReset = 3
+
+	anyStream = 1<<31 - 1 // in the first GOAWAY
 )
 
 func newH2Client(c *client) h2Client {
@@ -45,7 +45,8 @@ func (h h2Client) request(stream uint32) {
 	h.write(frameHeaders, 0x5, stream, []byte{0x82, 0x86, 0x84, 0x41, 1, 'x'})
 }
 
-// next returns the next frame of HEADERS, DATA, RST_STREAM or GOAWAY.
+// next answers PINGs and returns the next frame of HEADERS, DATA, RST_STREAM or
+// GOAWAY.
 func (h h2Client) next() (kind, flags byte, stream uint32, payload []byte) {
 	h.t.Helper()
 	for {
@@ -61,6 +62,10 @@ func (h h2Client) next() (kind, flags byte, stream uint32, payload []byte) {
 		switch kind {
 		case frameData, frameHeaders, frameReset, frameGoAway:
 			return kind, flags, stream, payload
+		case framePing:
+			if flags&flagAck == 0 {
+				h.write(framePing, flagAck, 0, payload)
+			}
 		}
 	}
 }
@@ -103,6 +108,7 @@ func TestHTTP2GoAwayComesAtTheBeginningOfTheDrain(t *testing.T) {
 				t.Errorf("counts %+v", got)
 			}
 			stop := stopping(srv)
+			h.wantGoAway(anyStream)
 			h.wantGoAway(3)
 			time.Sleep(30 * time.Second) // longer than Linger
 			close(g.open)
@@ -146,9 +152,10 @@ func TestHTTP2IdleConnectionGetsGoAway(t *testing.T) {
 					t.Errorf("counts %+v", got)
 				}
 				stop := stopping(srv)
+				h.wantGoAway(anyStream)
 				h.wantGoAway(1)
 				h.wantEOF()
-				wantReport(t, stop(), Report{Finished: 1, Duration: time.Second})
+				wantReport(t, stop(), Report{Finished: 1, Duration: farewellSettle + closeGrace})
 			})
 		}
 	}
@@ -168,31 +175,44 @@ func dialH2(t *testing.T, srv *Server, ln *pipeListener, encrypted bool, serverT
 	return ln.dialTLS(t, config)
 }
 
-// A connection that is upgraded after the GOAWAYs were sent gets its own with
-// its first response.
+// A connection that becomes HTTP/2 during the drain is told so at once, is not
+// refused anything, and leaves.
 func TestHTTP2ConnectionThatComesLateGetsGoAwayToo(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		srv, ln := h2cServer(http.HandlerFunc(hello)), newPipeListener()
-		serve(t, srv, ln)
-		c := ln.dial(t)
-		stop := stopping(srv)
-		synctest.Wait()
-		h := newH2Client(c)
-		h.request(1)
-		var goAway bool
-		for ended := false; !ended || !goAway; {
-			switch kind, flags, stream, _ := h.next(); kind {
-			case frameGoAway:
-				goAway = true
-			case frameReset:
-				t.Fatalf("stream %d was reset", stream)
-			default:
-				ended = ended || flags&1 != 0
+	serverTLS, clientTLS := testTLS(t)
+	for _, encrypted := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			srv, ln := h2cServer(http.HandlerFunc(hello)), newPipeListener()
+			var c *client
+			if encrypted {
+				srv.Protocols, srv.TLSConfig = nil, serverTLS
+				serveTLS(t, srv, ln)
+				c = ln.dial(t)
+			} else {
+				serve(t, srv, ln)
+				c = ln.dial(t)
 			}
-		}
-		h.wantEOF()
-		wantReport(t, stop(), Report{Finished: 1, Duration: time.Second})
-	})
+			stop := stopping(srv)
+			time.Sleep(3 * time.Second)
+			if encrypted {
+				config := clientTLS.Clone()
+				config.NextProtos = []string{"h2"}
+				c = newClient(t, tls.Client(c.Conn, config))
+			}
+			h := newH2Client(c)
+			h.wantGoAway(anyStream)
+			h.request(1)
+			for ended := false; !ended; {
+				kind, flags, _, _ := h.next()
+				if kind != frameHeaders && kind != frameData {
+					t.Fatalf("got frame of type %d", kind)
+				}
+				ended = flags&1 != 0
+			}
+			h.wantGoAway(1)
+			h.wantEOF()
+			wantReport(t, stop(), Report{Finished: 1, Duration: 3*time.Second + farewellSettle + closeGrace})
+		})
+	}
 }
 
 func TestHTTP2HandlerThatMissesTheKillTimeoutIsReported(t *testing.T) {

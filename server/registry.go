@@ -62,13 +62,15 @@ type entry struct {
 	raw    net.Conn      // as the listener gave it
 	state  atomic.Uint64 // packed by pack
 	got    atomic.Bool   // while new or idle: something of a request has been read
+	waits  atomic.Int32  // while idle, in TLS: read deadlines that net/http has set
 	muxed  atomic.Bool   // HTTP/2: says goodbye by itself
 	opaque bool          // TLS: bytes read may be a handshake instead of a request
 	cancel func()        // ends its handler's context; may be nil
 
 	// Guarded by reg.mu.
-	outer   net.Conn // as its handler sees it: raw, wrapped, and perhaps in TLS
-	since   time.Duration
+	outer   net.Conn      // as its handler sees it: raw, wrapped, and perhaps in TLS
+	since   time.Duration // of the last bytes of a TLS handshake that were noticed
+	spoke   bool          // since is set
 	outcome outcome
 	closed  bool // our Close of it has returned
 }
@@ -172,7 +174,7 @@ func (r *registry) removeLocked(e *entry) {
 		return
 	}
 	delete(r.entries, e)
-	r.foreign.Delete(e.raw)
+	r.forgetForeign(e)
 	if r.phase.Load() >= draining {
 		r.tally.count(e.outcome)
 	}
@@ -197,6 +199,14 @@ func (r *registry) lookup(nc net.Conn) *entry {
 	return nil
 }
 
+// forgetForeign looks at the type first, for a user's own may be one that
+// cannot be a key.
+func (r *registry) forgetForeign(e *entry) {
+	if _, ok := e.raw.(*tls.Conn); ok {
+		r.foreign.Delete(e.raw)
+	}
+}
+
 // setState follows net/http's states. It is on the path of every request.
 func (r *registry) setState(e *entry, nc net.Conn, st http.ConnState) {
 	switch st {
@@ -204,13 +214,18 @@ func (r *registry) setState(e *entry, nc net.Conn, st http.ConnState) {
 		e.state.Store(pack(st, r.now()))
 	case http.StateIdle:
 		if e.opaque {
-			e.got.Store(false) // a guess: no byte of the next request can have come so early
+			// A guess, since bytes of the next request may have come with
+			// the last one. setsDeadline corrects it.
+			e.waits.Store(0)
+			e.got.Store(false)
 		}
 		e.state.Store(pack(st, r.now()))
 	case http.StateNew:
-		r.mu.Lock()
-		e.outer = nc
-		r.mu.Unlock()
+		if _, known := nc.(tracked); !known {
+			r.mu.Lock()
+			e.outer = nc
+			r.mu.Unlock()
+		}
 	case http.StateHijacked:
 		r.mu.Lock()
 		e.outer = nc
@@ -258,27 +273,16 @@ func (r *registry) quietLocked() bool {
 	return len(r.entries) == 0 && len(r.listeners) == 0 && r.closing == 0 && r.hooks == 0 && r.running.Load() == 0
 }
 
-// pruneLocked forgets hijacked connections that were closed where we could not
-// see it: those that came out of a user's own TLS listener.
-func (r *registry) pruneLocked() (left int) {
-	r.foreign.Range(func(_, v any) bool {
-		e := v.(*entry)
-		if st, _ := e.load(); st != http.StateHijacked {
-			return true
-		}
-		if !isClosed(e.raw) {
-			left++
-			return true
-		}
-		delete(r.entries, e)
-		r.foreign.Delete(e.raw)
-		if r.phase.Load() >= draining {
-			r.tally.count(e.outcome)
-			r.changedLocked()
-		}
-		return true
-	})
-	return left
+// goneLocked forgets a hijacked connection that was closed where that could not
+// be seen: one from a user's own TLS listener, or the connection inside the one
+// that Hijack returned.
+func (r *registry) goneLocked(e *entry) bool {
+	if !isClosed(e.raw) {
+		return false
+	}
+	r.removeLocked(e)
+	r.changedLocked()
+	return true
 }
 
 // isClosed reports whether the socket under c is known to be closed.
@@ -301,7 +305,6 @@ func (r *registry) counts() Counts {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.initLocked()
-	r.pruneLocked()
 	var c Counts
 	now := r.now()
 	for e := range r.entries {
@@ -315,7 +318,9 @@ func (r *registry) counts() Counts {
 		case http.StateIdle:
 			c.Idle++
 		case http.StateHijacked:
-			c.Hijacked++
+			if !r.goneLocked(e) {
+				c.Hijacked++
+			}
 		}
 	}
 	c.Draining = r.phase.Load() != serving

@@ -3,18 +3,19 @@ package server
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"net"
 	"net/http"
+	"runtime"
 	"time"
 )
 
 // A StreamServer serves a protocol that is not HTTP, with the same drain: it
 // knows of a connection only that its handler runs.
-//
-// A panic in the handler is not recovered.
 type StreamServer struct {
 	// Handler serves one connection. It may close it, and it is closed when
-	// Handler returns. Neither the connection nor ctx is touched when the
+	// Handler returns. As in net/http, a panic ends that connection alone
+	// and is logged, if it is not http.ErrAbortHandler. Neither the connection nor ctx is touched when the
 	// drain begins: what is going on may go on. A handler learns of the
 	// drain from Draining, or OnDrain interrupts it. ctx ends when the
 	// connection is killed.
@@ -36,8 +37,14 @@ type StreamServer struct {
 	//	OnDrain: func(c net.Conn) { c.SetReadDeadline(time.Now()) }
 	OnDrain func(c net.Conn)
 
+	// Logger is told of panics in Handler and of failures to accept. Nil is
+	// silent.
+	Logger *slog.Logger
+
 	reg registry
 }
+
+var errNoHandler = errors.New("server: StreamServer without a Handler")
 
 // Serve accepts connections on ln and serves each in a goroutine, until Stop or
 // Close is called. It returns what Server.Serve returns, and closes ln when it
@@ -45,6 +52,9 @@ type StreamServer struct {
 func (s *StreamServer) Serve(ln net.Listener) error {
 	l := &listener{Listener: ln, reg: &s.reg}
 	defer ln.Close()
+	if s.Handler == nil {
+		return errNoHandler
+	}
 	if !s.reg.addListener(l) {
 		return ErrServerClosed
 	}
@@ -53,6 +63,7 @@ func (s *StreamServer) Serve(ln net.Listener) error {
 		c, err := ln.Accept()
 		if isTemporary(err) {
 			delay = min(max(2*delay, 5*time.Millisecond), time.Second)
+			s.log("accept failed, trying again", "error", err, "delay", delay)
 			s.pause(delay)
 			continue
 		}
@@ -94,7 +105,25 @@ func (s *StreamServer) handle(ctx context.Context, e *entry) {
 	defer e.raw.Close()
 	s.reg.enter()
 	defer s.reg.leave()
+	defer s.recovered(e)
 	s.Handler(ctx, e.raw)
+}
+
+// recovered is deferred: it ends the panic of a handler.
+func (s *StreamServer) recovered(e *entry) {
+	v := recover()
+	if v == nil || v == http.ErrAbortHandler {
+		return
+	}
+	stack := make([]byte, 64<<10)
+	stack = stack[:runtime.Stack(stack, false)]
+	s.log("panic in handler", "remote", e.raw.RemoteAddr(), "panic", v, "stack", string(stack))
+}
+
+func (s *StreamServer) log(msg string, args ...any) {
+	if s.Logger != nil {
+		s.Logger.Error(msg, args...)
+	}
 }
 
 // Stop drains the server: it closes the listeners, waits at most StopTimeout

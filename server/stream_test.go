@@ -6,8 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -209,4 +211,51 @@ func TestAcceptIsTriedAgain(t *testing.T) {
 			})
 		})
 	}
+}
+
+// A panic ends one connection. The others do not notice.
+func TestStreamHandlerPanics(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var log lockedBuilder
+		srv, ln := newStream(func(ctx context.Context, c net.Conn) {
+			line, _ := bufio.NewReader(c).ReadString('\n')
+			switch line {
+			case "panic\n":
+				panic("on purpose")
+			case "abort\n":
+				panic(http.ErrAbortHandler)
+			}
+			io.WriteString(c, line)
+		}), newPipeListener()
+		srv.Logger = slog.New(slog.NewTextHandler(&log, nil))
+		serve(t, srv, ln)
+		loud, quiet, other := ln.dial(t), ln.dial(t), ln.dial(t)
+		loud.send("panic\n")
+		loud.wantEOF()
+		if got := log.String(); !strings.Contains(got, "on purpose") || !strings.Contains(got, "stream_test.go") {
+			t.Errorf("log has %q", got)
+		}
+		before := log.String()
+		quiet.send("abort\n")
+		quiet.wantEOF()
+		if log.String() != before {
+			t.Errorf("log has %q", log.String())
+		}
+		other.send("fine\n")
+		if line, _ := other.br.ReadString('\n'); line != "fine\n" {
+			t.Errorf("got %q", line)
+		}
+		synctest.Wait()
+		wantReport(t, srv.Stop(t.Context()), Report{})
+	})
+}
+
+func TestStreamServerWithoutHandler(t *testing.T) {
+	var srv StreamServer
+	ln := newPipeListener()
+	if err := srv.Serve(ln); err != errNoHandler {
+		t.Errorf("Serve: %v", err)
+	}
+	<-ln.gone
+	wantReport(t, srv.Stop(t.Context()), Report{})
 }

@@ -45,7 +45,8 @@ func (l *pipeListener) dialTLS(t testing.TB, config *tls.Config) *client {
 	return newClient(t, tc)
 }
 
-// One connection has shaken hands and is silent, one idles for too long, one is
+// One connection has shaken hands and is silent: it may be about to be used,
+// like an idle one. One idles for too long, one is
 // used once more, one has its request cut in two.
 func TestTLS(t *testing.T) {
 	serverTLS, clientTLS := testTLS(t)
@@ -59,35 +60,35 @@ func TestTLS(t *testing.T) {
 		cut.get("/")
 		synctest.Wait()
 		cut.send("GET /cut HTTP/1.1\r\n")
-		// Not even a handshake, of which the first byte comes late.
-		mute := ln.dial(t)
+		// One has not even begun a handshake, one begins it late.
+		mute, late := ln.dial(t), ln.dial(t)
 		synctest.Wait()
-		if got := srv.Counts(); got.New != 2 || got.Idle != 3 {
+		if got := srv.Counts(); got.New != 3 || got.Idle != 3 {
 			t.Errorf("counts %+v", got)
 		}
 		// Somebody must read the farewell of TLS, there is no buffer.
-		for _, c := range []*client{silent, idle, mute} {
+		for _, c := range []*client{silent, idle, mute, late} {
 			go io.Copy(io.Discard, c.Conn)
 		}
 		stop := stopping(srv)
 		time.Sleep(4 * time.Second)
-		go mute.Write([]byte{0x16})
+		go late.Write([]byte{0x16})
 		time.Sleep(2 * time.Second)
-		if got := srv.Counts(); got.New != 1 || got.Idle != 3 {
-			t.Errorf("counts when the silent one is closed %+v", got)
+		if got := srv.Counts(); got.New != 2 || got.Idle != 3 {
+			t.Errorf("counts when the mute one is closed %+v", got)
 		}
 		resp, _ := used.get("/2")
 		wantClose(t, resp, true)
 		used.wantEOF()
 		time.Sleep(24 * time.Second)
 		if got := srv.Counts(); got.Open() != 1 {
-			t.Errorf("counts when the idle one is closed %+v", got)
+			t.Errorf("counts when the others are closed %+v", got)
 		}
 		cut.send("Host: test\r\n\r\n")
 		resp, _ = cut.receive()
 		wantClose(t, resp, true)
 		cut.wantEOF()
-		wantReport(t, stop(), Report{Finished: 2, Closed: 3, Duration: 30 * time.Second})
+		wantReport(t, stop(), Report{Finished: 2, Closed: 4, Duration: 30 * time.Second})
 	})
 }
 
