@@ -4,6 +4,8 @@ VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 LDFLAGS  = -s -w -X main.version=$(VERSION)
 PACKAGES = ./...
 FUZZTIME ?= 20s
+# The race detector needs a C compiler.
+RACE    ?= $(if $(shell command -v $$($(GO) env CC) 2>/dev/null),-race)
 
 .DEFAULT_GOAL := help
 
@@ -21,12 +23,12 @@ run: ## watch a server being replaced under load (about 15 seconds)
 	@bin/demo -binary bin/handoverd
 
 .PHONY: test
-test: ## all tests, with the race detector
-	$(GO) test -race -timeout 20m $(PACKAGES)
+test: ## all tests, with the race detector if there is a C compiler
+	$(GO) test $(RACE) -timeout 20m $(PACKAGES)
 
 .PHONY: short
 short: ## the quick tests
-	$(GO) test -race -short -timeout 10m $(PACKAGES)
+	$(GO) test $(RACE) -short -timeout 10m $(PACKAGES)
 
 .PHONY: lint
 lint: ## formatting, vet on three systems, staticcheck

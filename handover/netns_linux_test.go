@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
 
 	"github.com/handoverd/handoverd/internal/leak"
 )
@@ -22,8 +23,19 @@ import (
 func elsewhere(t testing.TB, f func()) {
 	t.Helper()
 	done := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread() // for good: the thread ends with the goroutine
+	var run func()
+	run = func() {
+		runtime.LockOSThread()
+		if unix.Gettid() == os.Getpid() {
+			// The main thread does not end, and /proc/self is its own: it
+			// stays at home, occupied while another one is found.
+			defer runtime.UnlockOSThread()
+			found := make(chan struct{})
+			go func() { run(); close(found) }()
+			<-found
+			return
+		}
+		// Locked for good: the thread ends with the goroutine.
 		h, err := netns.New()
 		if err != nil {
 			done <- err
@@ -32,7 +44,8 @@ func elsewhere(t testing.TB, f func()) {
 		defer h.Close()
 		f()
 		done <- nil
-	}()
+	}
+	go run()
 	if err := <-done; err != nil {
 		lack(t, "needs a network namespace of its own: %v", err)
 	}
