@@ -122,7 +122,7 @@ func (c Config) withDefaults() (Config, error) {
 	case c.Probation < 0:
 		c.Probation = 0
 	case c.Probation > maxProbation:
-		return c, fmt.Errorf("Probation of %v is too long: %v at most", c.Probation, maxProbation)
+		return c, fmt.Errorf("probation of %v is too long: %v at most", c.Probation, maxProbation)
 	}
 	if c.Program == "" {
 		c.Program = filepath.Base(os.Args[0])

@@ -12,6 +12,7 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -1345,7 +1346,7 @@ func TestRefusalIsHeardByAPeerThatTalksOn(t *testing.T) {
 	cfg := testConfig(t)
 	g, _, _ := owner(t, cfg)
 	for range 20 {
-		release := holdRun(g) // so that both frames are there before the owner reads
+		release := holdRun(t, g) // so that both frames are there before the owner reads
 		p := dialPeer(t, cfg)
 		h := hello("steal")
 		p.say(h)
@@ -1361,9 +1362,12 @@ func TestRefusalIsHeardByAPeerThatTalksOn(t *testing.T) {
 
 // holdRun holds a generation's state until release, so that a test chooses the
 // order of what queues up meanwhile.
-func holdRun(g *Generation) (release func()) {
+func holdRun(t testing.TB, g *Generation) (release func()) {
+	t.Helper()
 	held, free := make(chan struct{}), make(chan struct{})
 	go g.do(func() { close(held); <-free })
-	<-held
-	return func() { close(free) }
+	await(t, "hold of the state", held)
+	release = sync.OnceFunc(func() { close(free) })
+	t.Cleanup(release)
+	return release
 }

@@ -105,7 +105,7 @@ func TestConfigErrors(t *testing.T) {
 	for want, cfg := range map[string]Config{
 		"ReadyTimeout is negative": {ReadyTimeout: -1},
 		"AliveTimeout of 1ns":      {AliveTimeout: 1},
-		"Probation of 2h0m0s":      {Probation: 2 * maxProbation},
+		"probation of 2h0m0s":      {Probation: 2 * maxProbation},
 		"text of 5000 bytes":       {Program: strings.Repeat("x", 5000)},
 	} {
 		if _, err := Start(context.Background(), cfg); err == nil || !strings.Contains(err.Error(), want) {
