@@ -20,6 +20,8 @@ var (
 	ErrForeignNetns = errors.New("sockets belong to another network namespace")
 	// ErrUntrustedOwner: the control socket belongs to a user who is not permitted.
 	ErrUntrustedOwner = errors.New("control socket belongs to another user")
+	// ErrNotPermitted: this user may not open the control socket.
+	ErrNotPermitted = errors.New("not permitted to open the control socket")
 	// ErrNotFound: the predecessor handed over nothing under that name.
 	ErrNotFound = errors.New("nothing inherited under that name")
 	// ErrClosed: the generation is closed.

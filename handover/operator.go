@@ -129,6 +129,8 @@ func (o Operator) ask(ctx context.Context, intent string) (*link, error) {
 		return nil, fmt.Errorf("%w: no live process listens on %s", ErrNoOwner, o.Socket)
 	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, syscall.EAGAIN):
 		return nil, fmt.Errorf("%w: %w", ErrStuck, err)
+	case errors.Is(err, fs.ErrPermission):
+		return nil, errNotPermitted(err)
 	case err != nil:
 		return nil, fmt.Errorf("control socket: %w", err)
 	}

@@ -91,7 +91,7 @@ func tryStart(ctx context.Context, cfg Config) (*Generation, error) {
 	case errors.Is(err, syscall.EAGAIN):
 		return nil, fmt.Errorf("%w: %w: its queue is full", errTryAgain, ErrStuck)
 	case errors.Is(err, fs.ErrPermission):
-		return nil, fmt.Errorf("control socket: %w: run as the user who owns it", err)
+		return nil, errNotPermitted(err)
 	case errors.Is(err, syscall.EPROTOTYPE):
 		return nil, fmt.Errorf("%s is a socket of another kind: it does not belong to this package", cfg.Socket)
 	case !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, syscall.ECONNREFUSED):
@@ -116,6 +116,10 @@ func tryStart(ctx context.Context, cfg Config) (*Generation, error) {
 		closeFD(lockFD)
 	}
 	return g, err
+}
+
+func errNotPermitted(err error) error {
+	return fmt.Errorf("%w: %w: run as the user who owns it", ErrNotPermitted, err)
 }
 
 // coldStart makes generation 1. With an error the lock stays the caller's.

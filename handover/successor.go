@@ -8,6 +8,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/handoverd/handoverd/scm"
 )
@@ -36,6 +37,9 @@ func takeOver(ctx context.Context, cfg Config, conn *scm.Conn) (*Generation, err
 	}
 	g, err := r.run(ctx)
 	if err != nil {
+		if r.welcome.Count > 0 { // tell why
+			r.link.sendWithin(100*time.Millisecond, frameSimple{Type: typeRollback, Message: shorten(err.Error())})
+		}
 		r.discard()
 		return nil, err
 	}
@@ -96,6 +100,8 @@ func (r *receiver) step(ctx context.Context, what string, f func(context.Context
 		return nil
 	case errors.As(err, &refused):
 		return refused
+	case errors.Is(err, ErrForeignNetns):
+		return err
 	case ctx.Err() != nil:
 		return fmt.Errorf("%s: %w", what, ctx.Err())
 	case errors.Is(err, context.DeadlineExceeded):
@@ -182,7 +188,11 @@ func (r *receiver) take(f *frameSockets, fds []int, first int) (cookies []cookie
 		return nil, err
 	}
 	for i, it := range f.Items {
-		if err := r.keep(it, infos[i], fds[i]); err != nil {
+		err := r.keep(it, infos[i], fds[i])
+		if errors.Is(err, ErrForeignNetns) {
+			return nil, err
+		}
+		if err != nil {
 			return nil, fmt.Errorf("%w: %s: %w", errFrame, it.Name, err)
 		}
 		kept = i + 1
@@ -281,7 +291,7 @@ func isBoundToNetns(it item) bool {
 }
 
 func foreignError(s *socket) error {
-	return fmt.Errorf("%w: %s %s (%s) lives in the owner's namespace and goes silent when that one's container is removed; run the new version with --network host like the old one, or with --network container:NAME, or let a holder own the sockets (ForeignNetns, --foreign-netns=allow, takes them all the same)",
+	return fmt.Errorf("%w: %s %s (%s) lives in the owner's namespace and goes silent when that one's container is removed; run both versions with --network host, or with --network container:NAME of a third container that stays, or let a holder own the sockets (ForeignNetns, --foreign-netns=allow, takes them all the same)",
 		ErrForeignNetns, s.Network, s.Address, s.Name)
 }
 

@@ -233,7 +233,7 @@ func (t *takeover) sendBatch(first int) (int, error) {
 	r, ok := f.(*frameReceived)
 	if !ok {
 		if s, ok := f.(*frameSimple); ok && s.Type == typeRollback {
-			return 0, errWithdrew
+			return 0, withdrew(s)
 		}
 		return 0, refusef(CodeProtocol, "%T instead of received", f)
 	}
@@ -261,6 +261,13 @@ var (
 	errSilent   = errors.New("the successor fell silent")
 )
 
+func withdrew(f *frameSimple) error {
+	if f.Message == "" {
+		return errWithdrew
+	}
+	return fmt.Errorf("%w: %s", errWithdrew, f.Message)
+}
+
 // awaitReady waits until the successor is ready, or we have to leave.
 func (t *takeover) awaitReady() error {
 	t.link.startReader()
@@ -280,7 +287,7 @@ func (t *takeover) awaitReady() error {
 			case ok && s.Type == typeReady:
 				return nil
 			case ok && s.Type == typeRollback:
-				return errWithdrew
+				return withdrew(s)
 			}
 			return refusef(CodeProtocol, "%T before ready", in.frame)
 		case <-t.proc.deadC():

@@ -86,7 +86,8 @@ type (
 	// frameSimple is a frame that is only its type: ready, alive, commit,
 	// rollback, revoked, ok.
 	frameSimple struct {
-		Type string `json:"type"`
+		Type    string `json:"type"`
+		Message string `json:"message,omitempty"` // for people: why a rollback
 	}
 	frameProgress struct {
 		Type       string `json:"type"`
@@ -279,7 +280,7 @@ func (f *frameReceived) check() error {
 	return nil
 }
 func (f *frameGranted) check() error  { return nil }
-func (f *frameSimple) check() error   { return nil }
+func (f *frameSimple) check() error   { return checkText(f.Message) }
 func (f *frameProgress) check() error { return f.Stats.check() }
 func (f *frameDrained) check() error  { return nil }
 func (f *frameStatus) check() error   { return nil }

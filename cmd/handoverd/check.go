@@ -225,7 +225,7 @@ func (p *preflight) namespace(st *handover.Status) {
 	case p.o.foreignNetns.value == "allow":
 		p.warn(check, "%s: of another network namespace; they go silent when that is removed", strings.Join(foreign, ", "))
 	default:
-		p.fail(exitRefused, check, "%s: of another network namespace, where they go silent when its container is removed: run with --network host like the owner, or with --network container:NAME, or give --foreign-netns allow", strings.Join(foreign, ", "))
+		p.fail(exitRefused, check, "%s: of another network namespace, where they go silent when its container is removed: run both with --network host, or with --network container:NAME of a third container that stays, or give --foreign-netns allow", strings.Join(foreign, ", "))
 	}
 }
 

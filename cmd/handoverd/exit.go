@@ -58,7 +58,8 @@ func exitCode(err error) int {
 	case errors.Is(err, handover.ErrStuck):
 		return exitStuck
 	case errors.As(err, &refused), errors.Is(err, handover.ErrOwned),
-		errors.Is(err, handover.ErrForeignNetns), errors.Is(err, handover.ErrUntrustedOwner):
+		errors.Is(err, handover.ErrForeignNetns), errors.Is(err, handover.ErrUntrustedOwner),
+		errors.Is(err, handover.ErrNotPermitted):
 		return exitRefused
 	}
 	return exitFailure
