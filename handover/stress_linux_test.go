@@ -54,6 +54,36 @@ func TestRefusedSuccessorWakesUpUnderTheNextOwner(t *testing.T) {
 	}
 }
 
+// The owner was stopped while its successor said ready in time: it is the
+// owner that slept, and so the successor is not refused for being late.
+func TestOwnerSleepsPastTheReadyTimeout(t *testing.T) {
+	n := 20
+	if testing.Short() {
+		n = 6
+	}
+	for i := range n {
+		const timeout = 250 * time.Millisecond
+		cfg := testConfig(t)
+		o, addr := firstGeneration(t, cfg.Socket, fmt.Sprint("readytimeout ", timeout))
+		s := successor(t, cfg.Socket, addr, "probation -1s")
+		received := time.Now()
+		o.signal(syscall.SIGSTOP)
+		if time.Since(received) > timeout/2 {
+			o.kill() // too slow to have been in time
+			s.kill()
+			continue
+		}
+		s.tell("ready")
+		eventually(t, "the ready timeout", func() bool { return time.Since(received) > 2*timeout })
+		o.signal(syscall.SIGCONT)
+		if got := s.hear(); got != "ok" {
+			t.Errorf("try %d: ready was said in time: %s", i, got)
+		}
+		o.kill()
+		s.kill()
+	}
+}
+
 // The predecessor leaves before its successor is ready, and that one is taken
 // over in turn while it still waits for the predecessor's end: what it
 // remembers of its own takeover must not end its standby.
@@ -288,7 +318,7 @@ func TestReadyRacesStopAndTheOwnersEnd(t *testing.T) {
 	leak.Check(t)
 	n := 400
 	if testing.Short() {
-		n = 100
+		n = 40
 	}
 	rnd := rand.New(rand.NewPCG(1, 2))
 	for i := range n {

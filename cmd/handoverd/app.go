@@ -5,7 +5,6 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
 	"net/http"
 	"sync"
@@ -120,9 +119,6 @@ func (a *app) takeOverOrStart(ctx context.Context, mode handover.Mode) (*handove
 		gen, err := handover.Start(ctx, cfg)
 		var refused *handover.RefusedError
 		left := time.Until(give)
-		if mode == handover.TakeOverOnly && errors.Is(err, fs.ErrPermission) {
-			return nil, codeError{err, exitRefused}
-		}
 		if !errors.As(err, &refused) || !refused.Code.Temporary() || left <= 0 {
 			return gen, err
 		}

@@ -165,8 +165,8 @@ func (p *preflight) owner(ctx context.Context) (*handover.Status, bool) {
 		p.fail(exitRefused, "protocol", "%s", refused.Message)
 	case errors.Is(err, handover.ErrUntrustedOwner):
 		p.fail(exitRefused, "owner", "%v: see who that is, then allow it with --allow-uid", err)
-	case errors.Is(err, fs.ErrPermission):
-		p.fail(exitRefused, "permission", "%v: run as the user who owns the control socket", err)
+	case errors.Is(err, handover.ErrNotPermitted):
+		p.fail(exitRefused, "permission", "%v", err)
 	default:
 		code := exitCode(err)
 		p.fail(code, "owner", "%s", describe(err))
