@@ -58,8 +58,9 @@ type Config struct {
 	// as a bridged container's does when the container is removed.
 	ForeignNetns bool
 
-	// ReadyTimeout is how long a successor of this generation may take from
-	// its first word to ready. Zero: DefaultReadyTimeout.
+	// ReadyTimeout is how long a successor of this generation may take to be
+	// ready, from when it has received everything; and how long all offers
+	// of state may take together before that. Zero: DefaultReadyTimeout.
 	ReadyTimeout time.Duration
 
 	// Probation is how long after being granted ownership this generation

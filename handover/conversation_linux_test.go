@@ -252,6 +252,9 @@ func withSuccessor(t testing.TB, data []byte) {
 			}
 			err = g.Ready(context.Background())
 			was := f.word.load().generation()
+			if err == nil && g.Phase() == PhaseOwner && !isOpen(g) {
+				return errors.New("owner, and does not accept")
+			}
 			if err == nil && was != g.Number() {
 				// Taken back meanwhile: that has to arrive.
 				for end := time.Now().Add(10 * time.Second); g.Phase().Owns(); time.Sleep(time.Millisecond) {

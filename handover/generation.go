@@ -37,7 +37,6 @@ type Generation struct {
 	ended      chan struct{} // closed when run has returned
 	wg         sync.WaitGroup
 	closeOnce  sync.Once
-	closeErr   error
 
 	// ---- owned by run
 	phase     Phase
@@ -292,9 +291,26 @@ func (g *Generation) becomeOwner(next Phase) error {
 // probation of our own it goes back to the predecessor. ctx bounds the wait
 // for the other side.
 func (g *Generation) Stop(ctx context.Context) error {
+	for {
+		again, err := g.stopOnce(ctx)
+		if err == nil {
+			err = ctx.Err()
+		}
+		if !again {
+			return nil
+		}
+		if err != nil && !errors.Is(err, errKept) {
+			return err
+		}
+	}
+}
+
+// stopOnce is one look at the phase and what follows from it. It asks to be
+// called again until ownership is given up.
+func (g *Generation) stopOnce(ctx context.Context) (again bool, err error) {
 	var t *takeover
 	var back bool
-	if e := g.do(func() {
+	if g.do(func() {
 		switch g.phase {
 		case PhasePreparing, PhaseWaiting:
 			if g.pred == nil || g.adopted {
@@ -306,28 +322,38 @@ func (g *Generation) Stop(ctx context.Context) error {
 			g.giveUp(ErrStopRequested)
 		case PhaseHanding, PhaseGranting, PhaseStandby:
 			t = g.takeover
+			t.leave()
 		case PhaseProbation, PhaseReturning:
 			back = true
 		}
-	}); e != nil {
-		return nil // closed: stopped
+	}) != nil {
+		return false, nil // closed
 	}
 	switch {
 	case t != nil:
-		t.leave()
 		select {
 		case <-g.superseded:
+		case <-t.ended:
 		case <-ctx.Done():
-			return ctx.Err()
 		}
 	case back:
-		err := g.pred.command(ctx, cmdRollback)
-		if errors.Is(err, errKept) {
-			return g.Stop(ctx) // the predecessor is gone: we are the last
-		}
-		return err
+		err = g.pred.command(ctx, cmdRollback)
 	}
-	return nil
+	select {
+	case <-g.superseded:
+		return false, nil
+	default:
+		return true, err
+	}
+}
+
+// shared tells whether another generation may have what this one has added.
+func (g *Generation) shared() bool {
+	switch g.phase {
+	case PhasePreparing, PhaseWaiting, PhaseProbation, PhaseReturning, PhaseOwner:
+		return false
+	}
+	return true
 }
 
 // giveUp ends ownership without a successor: sockets are closed, paths and
@@ -341,6 +367,7 @@ func (g *Generation) giveUp(cause error) {
 	for _, s := range g.inherited {
 		s.unlink()
 	}
+	g.removeDropped()
 	if g.control != nil {
 		g.control.unlink()
 	}
@@ -351,6 +378,11 @@ func (g *Generation) giveUp(cause error) {
 // letGo ends ownership in favour of another generation, which has copies of
 // everything. It runs on run.
 func (g *Generation) letGo(cause error) {
+	for _, s := range g.sockets {
+		if s.added && !g.shared() {
+			s.unlink()
+		}
+	}
 	g.gate.end()
 	g.controlGate.end()
 	g.releaseSockets()
@@ -416,17 +448,21 @@ func (g *Generation) closeUnclaimed() {
 	}
 	slices.Sort(names)
 	for _, name := range names {
-		s := g.inherited[name]
-		g.unclaimed = append(g.unclaimed, s.public())
-		g.dropped = append(g.dropped, s)
-		s.closeDescriptor()
-		g.log.Warn("inherited and not asked for: closed", "name", s.Name, "network", s.Network, "address", s.Address)
+		g.drop(g.inherited[name])
 	}
 	clear(g.inherited)
 	for name, fd := range g.states {
 		closeFD(fd)
 		delete(g.states, name)
 	}
+}
+
+// drop closes one socket that was inherited and not asked for.
+func (g *Generation) drop(s *socket) {
+	g.unclaimed = append(g.unclaimed, s.public())
+	g.dropped = append(g.dropped, s)
+	s.closeDescriptor()
+	g.log.Warn("inherited and not asked for: closed", "name", s.Name, "network", s.Network, "address", s.Address)
 }
 
 func (g *Generation) removeDropped() {
@@ -437,8 +473,8 @@ func (g *Generation) removeDropped() {
 }
 
 // Drained tells the successor, and operators who wait, that this generation
-// has finished its connections. report is anything that encodes as JSON, or
-// nil. It does not wait; Close does.
+// has finished its connections. report is anything that encodes as JSON, in at
+// most 32 KiB, or nil. It does not wait; Close does.
 func (g *Generation) Drained(report any) error {
 	return g.do(func() {
 		if !g.finished {
@@ -452,18 +488,17 @@ func (g *Generation) Drained(report any) error {
 // can own the sockets, and returns when all its goroutines have ended and
 // all its descriptors are closed. An owner without a successor closes its
 // sockets and removes the control path. Close sends what Drained told, and
-// waits for that at most Config.StepTimeout.
+// waits for that at most Config.StepTimeout. It returns nil.
 func (g *Generation) Close() error {
 	g.closeOnce.Do(g.shutdown)
-	return g.closeErr
+	return nil
 }
 
 func (g *Generation) shutdown() {
 	ctx, cancel := context.WithTimeout(context.Background(), g.cfg.StepTimeout)
 	defer cancel()
-	g.closeErr = g.Stop(ctx)
-	if errors.Is(g.closeErr, ErrRolledBack) {
-		g.closeErr = nil
+	if err := g.Stop(ctx); err != nil {
+		g.log.Warn("closed without the other side", "error", err)
 	}
 	g.Drained(nil)
 	stop := context.AfterFunc(ctx, g.cancel) // whoever still waits gives up
@@ -530,6 +565,20 @@ func compare(a, b string) int {
 	return 0
 }
 
+// stats asks the application for its numbers. What would not fit a frame is
+// left out.
+func (g *Generation) stats() Stats {
+	if g.cfg.Stats == nil {
+		return Stats{}
+	}
+	st := g.cfg.Stats()
+	if err := st.check(); err != nil {
+		g.log.Warn("Config.Stats", "error", err)
+		st.Connections = nil
+	}
+	return st
+}
+
 func (g *Generation) status() Status {
 	st := Status{
 		Protocol: protocolVersions[0], Generation: g.number, Phase: g.phase,
@@ -540,9 +589,7 @@ func (g *Generation) status() Status {
 	if g.phase == PhaseProbation {
 		st.Probation = max(0, time.Until(g.probation))
 	}
-	if g.cfg.Stats != nil {
-		st.Stats = g.cfg.Stats()
-	}
+	st.Stats = g.stats()
 	for _, s := range g.sockets {
 		st.Sockets = append(st.Sockets, s.status())
 	}

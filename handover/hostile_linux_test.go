@@ -835,7 +835,11 @@ var hostileOwners = []struct {
 	{"silence before welcome", ErrStuck, func(f *fake, p *peer) {}},
 	{"silence before sockets", ErrStuck, func(f *fake, p *peer) { p.say(welcome(4)) }},
 	{"silence between batches", ErrStuck, func(f *fake, p *peer) { p.say(welcome(4)); p.give(0, f.set[:2]...) }},
-	{"end before welcome", ErrPredecessorDied, func(f *fake, p *peer) { p.conn.Close() }},
+	{"end before welcome", ErrPredecessorDied, func(f *fake, p *peer) {
+		// It looks twice: an owner that has just been superseded does that, too.
+		p.conn.Close()
+		f.accept().conn.Close()
+	}},
 	{"end before sockets", ErrPredecessorDied, func(f *fake, p *peer) { p.say(welcome(4)); p.conn.Close() }},
 	{"end between batches", ErrPredecessorDied, func(f *fake, p *peer) {
 		p.say(welcome(4))
@@ -1097,6 +1101,22 @@ var hostileLater = []struct {
 		play: func(f *fake, p *peer, g *Generation) { awaitSimple(p, typeReady); p.say(simple(typeCommit)) },
 	},
 	{
+		name: "commit in place of granted", phase: PhaseOwner, word: settled(2, 0),
+		play: func(f *fake, p *peer, g *Generation) {
+			awaitSimple(p, typeReady)
+			f.word.at().Store(uint64(onProbation(2, 0)))
+			p.say(simple(typeCommit))
+		},
+	},
+	{
+		name: "commit in place of granted, before ready", phase: PhaseOwner, word: settled(2, 0), before: true,
+		play: func(f *fake, p *peer, g *Generation) {
+			f.word.at().Store(uint64(onProbation(2, 0)))
+			p.say(simple(typeCommit))
+			eventually(p.t, "the word moves", func() bool { return f.word.load() == settled(2, 0) })
+		},
+	},
+	{
 		name: "rollback is not answered", phase: PhaseDraining, word: settled(2, 0), before: true,
 		play: func(f *fake, p *peer, g *Generation) { f.inProbation(p, g) },
 		cmd:  stop,
@@ -1208,10 +1228,26 @@ func TestHostileOwnersAfterTheSockets(t *testing.T) {
 			if got := f.word.load(); got != tt.word {
 				t.Errorf("the ownership word says %v, want %v", got, tt.word)
 			}
+			if g.Phase().Owns() && !isOpen(g) {
+				t.Errorf("%v, and does not accept", g.Phase())
+			}
 			within(t, 5*time.Second, "Close", func() { g.Close() })
 			p.close()
 		})
 	}
+}
+
+// isOpen tells whether g accepts.
+func isOpen(g *Generation) bool {
+	for _, gate := range []*gate{g.gate, g.controlGate} {
+		gate.mu.Lock()
+		open := gate.state == gateOpen
+		gate.mu.Unlock()
+		if !open {
+			return false
+		}
+	}
+	return true
 }
 
 // States are looked at when they are asked for, and then with care.

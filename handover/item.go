@@ -42,8 +42,8 @@ type item struct {
 }
 
 func (it *item) check() error {
-	if err := checkText(it.Address, it.Asked); err != nil {
-		return err
+	if len(it.Address) > maxAddress || len(it.Asked) > maxAddress {
+		return fmt.Errorf("addresses of %d and %d bytes, the limit is %d", len(it.Address), len(it.Asked), maxAddress)
 	}
 	switch it.Kind {
 	case KindListener, KindPacket:

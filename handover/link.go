@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/handoverd/handoverd/scm"
@@ -19,6 +20,7 @@ type link struct {
 	fds  []int
 
 	in     chan inbound // after startReader
+	inHand atomic.Bool  // the reader has a frame that nobody has taken
 	reader sync.WaitGroup
 	quit   chan struct{}
 	once   sync.Once
@@ -84,8 +86,10 @@ func (l *link) startReader() {
 func (l *link) read() {
 	for {
 		f, err := l.recvPlain(context.Background())
+		l.inHand.Store(true)
 		select {
 		case l.in <- inbound{f, err}:
+			l.inHand.Store(false)
 		case <-l.quit:
 			return
 		}
@@ -98,7 +102,7 @@ func (l *link) read() {
 // unread tells whether frames wait, in the kernel or in the reader's hand. A
 // process that was stopped finds its timers expired before it has read what
 // arrived meanwhile, and must not call its peer silent.
-func (l *link) unread() bool { return l.conn.Readable() }
+func (l *link) unread() bool { return l.inHand.Load() || l.conn.Readable() }
 
 // awaitEnd says that nothing more will come, and reads until the peer has
 // closed, or d or stop is over: the kernel resets a conversation that is closed

@@ -7,9 +7,9 @@ import (
 	"github.com/vishvananda/netns"
 )
 
-// openNetns opens the network namespace of this process.
+// openNetns opens the network namespace of this thread, as socket(2) uses it.
 func openNetns() (int, error) {
-	h, err := netns.GetFromPath("/proc/self/ns/net")
+	h, err := netns.GetFromPath("/proc/thread-self/ns/net")
 	if err != nil {
 		return -1, fmt.Errorf("open network namespace: %w", err)
 	}

@@ -27,7 +27,34 @@ type Operator struct {
 
 // Status asks the owner for its status. Errors: ErrNoOwner, ErrStuck,
 // ErrUntrustedOwner, a *RefusedError.
-func (o Operator) Status(ctx context.Context) (*Status, error) {
+func (o Operator) Status(ctx context.Context) (st *Status, err error) {
+	err = o.again(ctx, func() error {
+		st, err = o.status(ctx)
+		return err
+	})
+	return st, err
+}
+
+// again repeats f while the owner closes without a word: it has just been
+// superseded, and the next one is there at once.
+func (o Operator) again(ctx context.Context, f func() error) error {
+	give := time.Now().Add(o.timeout())
+	for wait := time.Millisecond; ; wait = min(2*wait, 50*time.Millisecond) {
+		err := f()
+		if !gone(err) || time.Now().After(give) {
+			return err
+		}
+		t := time.NewTimer(wait)
+		select {
+		case <-t.C:
+		case <-ctx.Done():
+			t.Stop()
+			return ctx.Err()
+		}
+	}
+}
+
+func (o Operator) status(ctx context.Context) (*Status, error) {
 	l, err := o.ask(ctx, intentStatus)
 	if err != nil {
 		return nil, err
@@ -62,6 +89,10 @@ func (o Operator) Commit(ctx context.Context) error { return o.order(ctx, intent
 func (o Operator) Rollback(ctx context.Context) error { return o.order(ctx, intentRollback) }
 
 func (o Operator) order(ctx context.Context, intent string) error {
+	return o.again(ctx, func() error { return o.orderOnce(ctx, intent) })
+}
+
+func (o Operator) orderOnce(ctx context.Context, intent string) error {
 	l, err := o.ask(ctx, intent)
 	if err != nil {
 		return err
@@ -83,15 +114,25 @@ func (o Operator) order(ctx context.Context, intent string) error {
 // progress, if set, is called with what it tells meanwhile. The report is the
 // one that the application gave to Drained, or nil if it gave none.
 func (o Operator) Stop(ctx context.Context, progress func(Stats)) (report json.RawMessage, err error) {
+	err = o.again(ctx, func() error {
+		report, err = o.stop(ctx, progress)
+		return err
+	})
+	return report, err
+}
+
+var errNoReport = errors.New("the owner ended without a report")
+
+func (o Operator) stop(ctx context.Context, progress func(Stats)) (json.RawMessage, error) {
 	l, err := o.ask(ctx, intentStop)
 	if err != nil {
 		return nil, err
 	}
 	defer l.close()
-	for {
+	for heard := false; ; heard = true {
 		f, err := o.hear(ctx, l)
-		if gone(err) {
-			return nil, errors.New("the owner ended without a report")
+		if gone(err) && heard {
+			return nil, errNoReport
 		}
 		if err != nil {
 			return nil, err
@@ -144,7 +185,7 @@ func (o Operator) ask(ctx context.Context, intent string) (*link, error) {
 		return fail(err)
 	}
 	if err := (&Config{AllowUIDs: o.AllowUIDs}).permits(cred.UID); err != nil {
-		return fail(fmt.Errorf("%w: %s belongs to uid %d", ErrUntrustedOwner, o.Socket, cred.UID))
+		return fail(errUntrusted(o.Socket, cred.UID))
 	}
 	hello := frameHello{
 		Type: typeHello, Protocols: protocolVersions, Intent: intent,

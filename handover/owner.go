@@ -74,11 +74,24 @@ type netnsHandle struct {
 	item    item
 }
 
-func (h *netnsHandle) run(f func() error) error {
-	if !h.foreign || h.fd < 0 {
+// inSetNetns runs f in the network namespace of the set.
+func (g *Generation) inSetNetns(f func() error) error {
+	fd := -1
+	var err error
+	// A duplicate: the generation may be closed meanwhile.
+	e := g.do(func() {
+		if g.netns.foreign && g.netns.fd >= 0 {
+			fd, err = dupFD(g.netns.fd)
+		}
+	})
+	if err = errors.Join(e, err); err != nil {
+		return err
+	}
+	if fd < 0 {
 		return f()
 	}
-	return inNetns(h.fd, f)
+	defer closeFD(fd)
+	return inNetns(fd, f)
 }
 
 func (h *netnsHandle) close() {
@@ -148,14 +161,13 @@ func (g *Generation) admit(l *link) {
 
 // converse serves one connection to the control socket.
 func (g *Generation) converse(l *link) {
-	defer g.do(func() { delete(g.conns, l) })
+	defer g.do(func() {
+		delete(g.conns, l)
+		g.notPending(l)
+	})
 	defer l.close()
 	hello, err := g.greet(l)
-	g.do(func() {
-		if i := slices.Index(g.pending, l); i >= 0 {
-			g.pending = slices.Delete(g.pending, i, i+1)
-		}
-	})
+	g.do(func() { g.notPending(l) })
 	if err == nil {
 		switch hello.Intent {
 		case intentTakeover:
@@ -174,10 +186,18 @@ func (g *Generation) converse(l *link) {
 	}
 	if refusal := (*RefusedError)(nil); errors.As(err, &refusal) {
 		l.sendWithin(g.cfg.StepTimeout, frameRefuse{Type: typeRefuse, Code: refusal.Code, Message: refusal.Message})
+		// From now on it is the first to make room.
+		g.do(func() { g.pending = slices.Insert(g.pending, 0, l) })
 		l.awaitEnd(min(time.Second, g.cfg.StepTimeout), g.superseded)
 	}
 	if err != nil {
 		g.log.Info("conversation ended", "error", err)
+	}
+}
+
+func (g *Generation) notPending(l *link) {
+	if i := slices.Index(g.pending, l); i >= 0 {
+		g.pending = slices.Delete(g.pending, i, i+1)
 	}
 }
 
@@ -224,7 +244,7 @@ const overflowUID = 65534
 // permits tells whether a user may talk to this process.
 func (c *Config) permits(uid uint32) error {
 	if uid == overflowUID && !uidsAllMapped() {
-		return refusef(CodeUnauthorized, "your user has no mapping in the user namespace of this process (the kernel shows it as uid %d): run both in the same user namespace", uid)
+		return refusef(CodeUnauthorized, "your user has no mapping in the user namespace of this process, or is its nobody (the kernel shows both as uid %d): run both in the same user namespace, as another user than %d", uid, uid)
 	}
 	if uid == 0 || int(uid) == os.Geteuid() || slices.Contains(c.AllowUIDs, uid) {
 		return nil
@@ -318,6 +338,11 @@ func (g *Generation) obeyStop(l *link) error {
 func (g *Generation) tellDrain(l *link, redial bool) error {
 	tick := time.NewTicker(500 * time.Millisecond)
 	defer tick.Stop()
+	defer func() {
+		if l != nil {
+			l.close()
+		}
+	}()
 	for {
 		var in <-chan inbound
 		if l != nil {
@@ -329,7 +354,6 @@ func (g *Generation) tellDrain(l *link, redial bool) error {
 				if l = g.redial(); l == nil {
 					return nil // nobody is there to hear it
 				}
-				defer l.close()
 			}
 			return g.tellReport(l)
 		case f := <-in:
@@ -346,7 +370,6 @@ func (g *Generation) tellDrain(l *link, redial bool) error {
 				if l = g.redial(); l == nil {
 					continue
 				}
-				defer l.close()
 			}
 			// One that does not read misses progress, not the report.
 			l.sendWithin(100*time.Millisecond, g.progress())
@@ -357,11 +380,7 @@ func (g *Generation) tellDrain(l *link, redial bool) error {
 }
 
 func (g *Generation) progress() frameProgress {
-	f := frameProgress{Type: typeProgress, Generation: g.number}
-	if g.cfg.Stats != nil {
-		f.Stats = g.cfg.Stats()
-	}
-	return f
+	return frameProgress{Type: typeProgress, Generation: g.number, Stats: g.stats()}
 }
 
 func (g *Generation) tellReport(l *link) error {
@@ -370,9 +389,15 @@ func (g *Generation) tellReport(l *link) error {
 		if g.report == nil {
 			return
 		}
-		if b, err := json.Marshal(g.report); err == nil && len(b) < maxFrame/2 {
-			f.Report = b
+		b, err := json.Marshal(g.report)
+		if err == nil && len(b) > maxFrame/2 {
+			err = fmt.Errorf("%d bytes, the limit is %d", len(b), maxFrame/2)
 		}
+		if err != nil {
+			g.log.Warn("report of the drain left out", "error", err)
+			return
+		}
+		f.Report = b
 	})
 	return l.sendWithin(g.cfg.StepTimeout, f)
 }

@@ -48,6 +48,9 @@ var errKept = errors.New("the predecessor is gone: ownership stays here")
 
 // command hands kind to follow and waits for the outcome, or for ctx.
 func (p *predecessor) command(ctx context.Context, kind commandKind) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
 	c := command{kind: kind, reply: make(chan error, 1)}
 	select {
 	case p.cmds <- c:
@@ -83,9 +86,9 @@ func (p *predecessor) ending(kind commandKind) error {
 	switch phase := p.g.Phase(); {
 	case phase == PhasePreparing && kind == cmdReady && p.adopted():
 		return p.own(PhaseOwner)
-	case phase == PhaseOwner && kind == cmdCommit:
+	case phase.Owns() && kind == cmdCommit:
 		return nil
-	case phase == PhaseOwner && kind == cmdRollback:
+	case phase.Owns() && kind == cmdRollback:
 		return errKept
 	}
 	if err := p.g.Cause(); err != nil {
@@ -169,7 +172,7 @@ func (p *predecessor) obey(c command) {
 		p.giveBack(c)
 	case c.kind == cmdRollback && phase == PhaseReturning:
 		p.pending = append(p.pending, c)
-	case c.kind == cmdRollback && (phase == PhaseOwner || phase == PhasePreparing && p.adopted()):
+	case c.kind == cmdRollback && (phase == PhaseOwner || phase == PhaseHanding || phase == PhasePreparing && p.adopted()):
 		c.reply <- errKept
 	case c.kind == cmdCommit && phase == PhaseProbation:
 		p.settle()
@@ -245,8 +248,15 @@ func (p *predecessor) receive(f any) {
 			p.revoked()
 			return
 		case typeCommit: // the predecessor leaves of its own accord
-			p.settle()
-			return
+			switch {
+			case p.known():
+				p.settle()
+				return
+			case p.wordIsOurs(): // it did not say granted, but did it
+				p.toSettled(p.probationWord())
+				p.granted()
+				return
+			}
 		}
 	}
 	p.refused(fmt.Errorf("%w: %T out of place", errFrame, f))
@@ -272,6 +282,12 @@ func (p *predecessor) adopted() (yes bool) {
 	return yes
 }
 
+// known tells whether we know already that ownership is ours.
+func (p *predecessor) known() bool {
+	phase := p.g.Phase()
+	return phase != PhasePreparing && phase != PhaseWaiting
+}
+
 // granted: ownership is ours, if the word says so too.
 func (p *predecessor) granted() {
 	switch phase := p.g.Phase(); {
@@ -283,6 +299,7 @@ func (p *predecessor) granted() {
 	case phase == PhasePreparing:
 		// The predecessor leaves before we are ready: it is ours when we are.
 		p.g.log.Info("the predecessor left before this generation was ready")
+		p.toSettled(p.probationWord())
 		p.g.do(func() { p.g.adopted = true })
 	case phase == PhaseWaiting:
 		next := PhaseOwner
@@ -335,9 +352,11 @@ func (p *predecessor) settle() {
 	}
 	p.probation.Stop()
 	g.do(func() {
-		if g.phase == PhaseReturning {
+		switch g.phase {
+		case PhaseReturning:
 			g.becomeOwner(PhaseOwner)
-		} else if g.tryPhase(PhaseOwner) {
+		case PhaseProbation:
+			g.changePhase(PhaseOwner, nil)
 			g.removeDropped()
 		}
 	})

@@ -23,6 +23,9 @@ type socket struct {
 	way *passage
 	id  fileID // of a bound Unix path
 
+	added   bool // by this generation
+	adopted bool // from a socket activator
+
 	// conversion gives an inherited descriptor to package net, or makes sure
 	// that nobody does any more.
 	conversion sync.Once
@@ -188,7 +191,9 @@ func (g *Generation) claim(name string, kind Kind, network, address string) (*so
 		if s == old {
 			old = nil // consumed by the attempt
 		}
-		g.do(func() { g.unreserve(name, old) })
+		if g.do(func() { g.unreserve(name, old) }) != nil && old != nil {
+			old.closeDescriptor()
+		}
 		return nil, err
 	}
 	if s == old {
@@ -239,14 +244,16 @@ func (g *Generation) unreserve(name string, old *socket) {
 	if old == nil {
 		return
 	}
-	g.inherited[name] = old
-	switch g.phase {
-	case PhasePreparing, PhaseWaiting:
-	case PhaseProbation, PhaseOwner, PhaseHanding, PhaseGranting, PhaseStandby, PhaseReturning:
-		g.closeUnclaimed()
-	default:
-		delete(g.inherited, name)
+	switch {
+	case g.phase == PhaseDraining || g.phase == PhaseDone:
 		old.closeDescriptor()
+	case old.adopted || g.phase == PhasePreparing || g.phase == PhaseWaiting:
+		g.inherited[name] = old
+	default:
+		g.drop(old)
+		if g.phase == PhaseOwner || g.phase == PhaseHanding {
+			g.removeDropped()
+		}
 	}
 }
 
@@ -366,10 +373,13 @@ func (g *Generation) bind(ctx context.Context, kind Kind, name, network, address
 			return nil, err
 		}
 	}
-	s := &socket{item: item{Name: name, Kind: kind, Network: network, Asked: address}, fd: -1}
+	if len(address) > maxAddress {
+		return nil, fmt.Errorf("address of %d bytes, the limit is %d", len(address), maxAddress)
+	}
+	s := &socket{item: item{Name: name, Kind: kind, Network: network, Asked: address}, fd: -1, added: true}
 	var ln net.Listener
 	var pc net.PacketConn
-	err := g.netns.run(func() (err error) {
+	err := g.inSetNetns(func() (err error) {
 		if kind == KindPacket {
 			pc, err = g.cfg.ListenConfig.ListenPacket(ctx, network, address)
 		} else {
@@ -421,8 +431,14 @@ func (g *Generation) enroll(s, unused *socket) error {
 		}
 		g.addSocket(s)
 	})
+	if e != nil && unused != nil {
+		unused.closeDescriptor()
+	}
 	if err = errors.Join(e, err); err != nil {
 		s.passageClose()
+		if s.added {
+			s.unlink()
+		}
 		s.closeDescriptor()
 	}
 	return err
@@ -452,7 +468,7 @@ func (g *Generation) remove(s *socket) {
 		}
 		delete(g.byName, s.Name)
 		g.sockets = slices.DeleteFunc(slices.Clone(g.sockets), func(t *socket) bool { return t == s })
-		if g.phase.Owns() {
+		if g.phase.Owns() || s.added && !g.shared() {
 			s.unlink()
 		}
 		g.bury(s)

@@ -53,10 +53,17 @@ func startOrTakeOver(ctx context.Context, cfg Config) (*Generation, error) {
 	}
 	give := time.NewTimer(cfg.StepTimeout)
 	defer give.Stop()
-	var last error
+	var last, early error
 	for wait := time.Millisecond; ; wait = min(2*wait, 50*time.Millisecond) {
 		g, err := tryStart(ctx, cfg)
-		if !errors.Is(err, errTryAgain) {
+		switch {
+		case errors.Is(err, errTryAgain):
+		case errors.Is(err, errBeforeWelcome) && early == nil:
+			// It has just been superseded; the next one is there at once.
+			early = err
+		case err != nil && early != nil:
+			return nil, fmt.Errorf("%w; before that: %w", err, early)
+		default:
 			return g, err
 		}
 		last = err
@@ -72,6 +79,9 @@ func startOrTakeOver(ctx context.Context, cfg Config) (*Generation, error) {
 		}
 	}
 }
+
+// errBeforeWelcome marks an owner that closed before it said anything.
+var errBeforeWelcome = fmt.Errorf("%w, or was superseded", ErrPredecessorDied)
 
 // errTryAgain marks a state of the control path that passes.
 var errTryAgain = errors.New("not settled within the time for one step")

@@ -59,7 +59,7 @@ func TestRefusedSuccessorWakesUpUnderTheNextOwner(t *testing.T) {
 func TestOwnerSleepsPastTheReadyTimeout(t *testing.T) {
 	n := 20
 	if testing.Short() {
-		n = 6
+		n = 3
 	}
 	for i := range n {
 		const timeout = 250 * time.Millisecond

@@ -46,6 +46,14 @@ func takeOver(ctx context.Context, cfg Config, conn *scm.Conn) (*Generation, err
 	return g, nil
 }
 
+// errUntrusted explains whose a control socket is.
+func errUntrusted(path string, uid uint32) error {
+	if uid == overflowUID && !uidsAllMapped() {
+		return fmt.Errorf("%w: %s belongs to a user without a mapping in this user namespace (the kernel shows uid %d): run in the user namespace of the owner", ErrUntrustedOwner, path, uid)
+	}
+	return fmt.Errorf("%w: %s belongs to uid %d, and sockets from there could be anything: run as that user, or allow that uid", ErrUntrustedOwner, path, uid)
+}
+
 func (r *receiver) discard() {
 	for _, s := range r.sockets {
 		s.closeDescriptor()
@@ -65,8 +73,8 @@ func (r *receiver) run(ctx context.Context) (*Generation, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := r.cfg.permits(cred.UID); err != nil {
-		return nil, fmt.Errorf("%w: %s belongs to uid %d, and sockets from there could be anything: run as that user, or allow that uid", ErrUntrustedOwner, r.cfg.Socket, cred.UID)
+	if r.cfg.permits(cred.UID) != nil {
+		return nil, errUntrusted(r.cfg.Socket, cred.UID)
 	}
 	if r.netns, err = ownNetnsCookie(); err != nil {
 		return nil, err
@@ -106,6 +114,8 @@ func (r *receiver) step(ctx context.Context, what string, f func(context.Context
 		return fmt.Errorf("%s: %w", what, ctx.Err())
 	case errors.Is(err, context.DeadlineExceeded):
 		return fmt.Errorf("%w: no %s within %v; if the owner is stopped, continue it, else end it and start afresh", ErrStuck, what, r.cfg.StepTimeout)
+	case gone(err) && r.welcome.Count == 0:
+		return fmt.Errorf("%w (%s: %w)", errBeforeWelcome, what, err)
 	case gone(err):
 		return fmt.Errorf("%w (%s: %w)", ErrPredecessorDied, what, err)
 	}
@@ -369,7 +379,7 @@ func describeForeign(name string, fd int) (*socket, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &socket{fd: fd, item: item{Name: name, Kind: KindFile, Cookie: info.cookie, Netns: info.netns}}
+	s := &socket{fd: fd, adopted: true, item: item{Name: name, Kind: KindFile, Cookie: info.cookie, Netns: info.netns}}
 	s.Network = info.network()
 	if s.Network == "" {
 		return s, nil

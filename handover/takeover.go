@@ -29,6 +29,7 @@ type takeover struct {
 
 	leaving   chan struct{} // closed by leave
 	leaveOnce sync.Once
+	ended     chan struct{} // closed when the takeover has failed
 }
 
 // leave asks for the fastest end: this process has to go.
@@ -37,7 +38,7 @@ func (t *takeover) leave() { t.leaveOnce.Do(func() { close(t.leaving) }) }
 // handOver serves a hello that wants to take over.
 func (g *Generation) handOver(l *link, hello *frameHello) error {
 	t := &takeover{
-		g: g, link: l, leaving: make(chan struct{}),
+		g: g, link: l, leaving: make(chan struct{}), ended: make(chan struct{}),
 		peer: PeerStatus{Program: hello.Program, Build: hello.Build, PID: hello.PID},
 	}
 	t.probation = min(time.Duration(hello.Probation), maxProbation)
@@ -119,12 +120,7 @@ func (t *takeover) failed(err error) error {
 		}
 	})
 	g.log.Warn("takeover failed, this generation serves on", "next", t.next, "error", err)
-	select {
-	case <-t.leaving:
-		// Somebody waits in Stop for this takeover to end.
-		g.Stop(g.ctx)
-	default:
-	}
+	close(t.ended)
 	return err
 }
 

@@ -15,7 +15,8 @@ const (
 	maxBatchJSON = 48 << 10 // bytes of items in one sockets frame, leaving room for the envelope
 	maxItems     = 1 << 16  // descriptors of one generation
 	maxName      = 128      // bytes of a name
-	maxText      = 4 << 10  // bytes of any other text: program, build, message, address
+	maxAddress   = 300      // bytes of an address: a host name of 253, or a path of 108
+	maxText      = 4 << 10  // bytes of any other text: program, build, message
 	maxState     = 64 << 20 // bytes of one state blob
 )
 
