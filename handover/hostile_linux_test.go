@@ -30,7 +30,7 @@ func inOwnProcess(t *testing.T, env ...string) bool {
 	if os.Getenv("HANDOVER_TEST_ALONE") == t.Name() {
 		return false
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 4*time.Minute)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, "/proc/self/exe", "-test.run=^"+strings.ReplaceAll(t.Name(), "/", "$/^")+"$",
 		"-test.short="+fmt.Sprint(testing.Short()))

@@ -20,7 +20,7 @@ type link struct {
 	fds  []int
 
 	in     chan inbound // after startReader
-	inHand atomic.Bool  // the reader has a frame that nobody has taken
+	inHand atomic.Bool  // a frame was received that nobody has taken
 	reader sync.WaitGroup
 	quit   chan struct{}
 	once   sync.Once
@@ -59,6 +59,7 @@ func (l *link) recv(ctx context.Context) (any, []int, error) {
 	if err != nil {
 		return nil, nil, err
 	}
+	l.inHand.Store(true)
 	f, err := decodeFrame(l.buf[:n])
 	return f, l.fds[:nfds], err
 }
@@ -86,7 +87,6 @@ func (l *link) startReader() {
 func (l *link) read() {
 	for {
 		f, err := l.recvPlain(context.Background())
-		l.inHand.Store(true)
 		select {
 		case l.in <- inbound{f, err}:
 			l.inHand.Store(false)
@@ -99,9 +99,7 @@ func (l *link) read() {
 	}
 }
 
-// unread tells whether frames wait, in the kernel or in the reader's hand. A
-// process that was stopped finds its timers expired before it has read what
-// arrived meanwhile, and must not call its peer silent.
+// unread tells whether frames wait, in the kernel or in the reader's hand.
 func (l *link) unread() bool { return l.inHand.Load() || l.conn.Readable() }
 
 // awaitEnd says that nothing more will come, and reads until the peer has
@@ -152,4 +150,32 @@ func closeAll(fds []int) {
 // broke the protocol or was slow.
 func gone(err error) bool {
 	return errors.Is(err, io.EOF) || isConnReset(err)
+}
+
+// patience is a timer that is not taken by its word: a process that was
+// stopped, and wakes up, finds its timers expired before it has read what
+// arrived meanwhile. Only when a second, short time has passed and still
+// nothing waits to be read, the peer is silent.
+type patience struct {
+	*time.Timer
+	second bool
+}
+
+const secondChance = 50 * time.Millisecond
+
+func newPatience(d time.Duration) *patience { return &patience{Timer: time.NewTimer(d)} }
+
+func (p *patience) reset(d time.Duration) {
+	p.second = false
+	p.Reset(d)
+}
+
+// again tells whether to wait on after an expiry.
+func (p *patience) again(l *link) bool {
+	if p.second && !l.unread() {
+		return false
+	}
+	p.second = true
+	p.Reset(secondChance)
+	return true
 }

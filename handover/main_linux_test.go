@@ -94,6 +94,15 @@ func childMain() int {
 					}
 				})
 				return nil
+			case "many": // listeners, by name
+				var n int
+				fmt.Sscan(word[1], &n)
+				for i := range n {
+					if _, err := g.Listen(fmt.Sprintf("name-%d", i), "tcp", "127.0.0.1:0"); err != nil {
+						return err
+					}
+				}
+				return nil
 			case "ready":
 				return g.Ready(ctx)
 			case "superseded":

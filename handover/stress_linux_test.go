@@ -487,7 +487,7 @@ func TestChainUnderStress(t *testing.T) {
 		return
 	}
 	leak.Check(t)
-	rounds := 150
+	rounds := 60
 	if testing.Short() {
 		rounds = 25
 	}

@@ -267,7 +267,7 @@ func withdrew(f *frameSimple) error {
 // awaitReady waits until the successor is ready, or we have to leave.
 func (t *takeover) awaitReady() error {
 	t.link.startReader()
-	timeout := time.NewTimer(t.g.cfg.ReadyTimeout)
+	timeout := newPatience(t.g.cfg.ReadyTimeout)
 	defer timeout.Stop()
 	for {
 		select {
@@ -289,8 +289,7 @@ func (t *takeover) awaitReady() error {
 		case <-t.proc.deadC():
 			return errDied
 		case <-timeout.C:
-			if t.link.unread() {
-				timeout.Reset(time.Second) // we were stopped, not the successor
+			if timeout.again(t.link) {
 				continue
 			}
 			return refusef(CodeTimeout, "generation %d was not ready within %v: raise the ready timeout of the owner, or look why it takes so long", t.next, t.g.cfg.ReadyTimeout)
@@ -365,9 +364,9 @@ func (g *Generation) reopen() {
 // standBy waits through the successor's probation.
 func (t *takeover) standBy() error {
 	g := t.g
-	silence := time.NewTimer(t.grace)
+	silence := newPatience(t.grace)
 	defer silence.Stop()
-	limit := time.NewTimer(t.probation + t.grace)
+	limit := newPatience(t.probation + t.grace)
 	defer limit.Stop()
 	for {
 		select {
@@ -378,7 +377,7 @@ func (t *takeover) standBy() error {
 			s, _ := in.frame.(*frameSimple)
 			switch {
 			case s != nil && s.Type == typeAlive:
-				silence.Reset(t.grace)
+				silence.reset(t.grace)
 			case s != nil && s.Type == typeCommit:
 				return t.takeBackUnless()
 			case s != nil && s.Type == typeRollback:
@@ -389,14 +388,12 @@ func (t *takeover) standBy() error {
 		case <-t.proc.deadC():
 			return t.takeBack(errDied)
 		case <-silence.C:
-			if t.link.unread() {
-				silence.Reset(t.grace / 10)
+			if silence.again(t.link) {
 				continue
 			}
 			return t.takeBack(errSilent)
 		case <-limit.C:
-			if t.link.unread() {
-				limit.Reset(t.grace / 10)
+			if limit.again(t.link) {
 				continue
 			}
 			return t.takeBack(fmt.Errorf("%w: no commit after a probation of %v", errSilent, t.probation))
