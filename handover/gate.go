@@ -25,8 +25,8 @@ type gate struct {
 	owns func() bool // asked before each pass; nil: always
 
 	mu       sync.Mutex
+	changed  sync.Cond // signals a change of state, or of a passage that waits
 	state    gateState
-	changed  chan struct{} // closed and replaced when state changes
 	inflight int
 	idle     chan struct{} // non-nil while shut waits; closed when inflight is 0
 	members  map[*passage]struct{}
@@ -36,24 +36,25 @@ type gate struct {
 type passage struct {
 	gate        *gate
 	setDeadline func(time.Time) error // of the pending operation; never fails on an open socket
-	closed      chan struct{}         // closed by close
 
 	// Guarded by gate.mu.
 	inflight int
-	deadline time.Time     // the user's
-	moved    chan struct{} // closed and replaced when deadline changes
-	late     bool          // the socket's deadline is not the user's
+	waiting  int
+	deadline time.Time // the user's
+	late     bool      // the socket's deadline is not the user's
 	dead     bool
 }
 
 var longAgo = time.Unix(1, 0)
 
 func newGate(owns func() bool) *gate {
-	return &gate{owns: owns, changed: make(chan struct{}), members: map[*passage]struct{}{}}
+	g := &gate{owns: owns, members: map[*passage]struct{}{}}
+	g.changed.L = &g.mu
+	return g
 }
 
 func (g *gate) newPassage(setDeadline func(time.Time) error) *passage {
-	p := &passage{gate: g, setDeadline: setDeadline, closed: make(chan struct{}), moved: make(chan struct{})}
+	p := &passage{gate: g, setDeadline: setDeadline}
 	g.mu.Lock()
 	g.members[p] = struct{}{}
 	g.mu.Unlock()
@@ -63,41 +64,47 @@ func (g *gate) newPassage(setDeadline func(time.Time) error) *passage {
 // enter waits until p may pass. Each success is followed by one leave.
 func (p *passage) enter() error {
 	g := p.gate
+	g.mu.Lock()
+	defer g.mu.Unlock()
 	for {
-		g.mu.Lock()
 		switch {
 		case p.dead || g.state == gateEnded:
-			g.mu.Unlock()
 			return net.ErrClosed
 		case g.state == gateOpen && (g.owns == nil || g.owns()):
 			g.inflight++
 			p.inflight++
-			g.mu.Unlock()
 			return nil
+		case !p.deadline.IsZero() && !time.Now().Before(p.deadline):
+			return os.ErrDeadlineExceeded
 		}
-		changed, moved, deadline := g.changed, p.moved, p.deadline
-		g.mu.Unlock()
-		if err := waitChange(changed, moved, p.closed, deadline); err != nil {
-			return err
-		}
+		p.waitLocked()
 	}
 }
 
-func waitChange(changed, moved, closed <-chan struct{}, deadline time.Time) error {
-	var expired <-chan time.Time
-	if !deadline.IsZero() {
-		t := time.NewTimer(time.Until(deadline))
-		defer t.Stop()
-		expired = t.C
+// waitLocked waits for a change, or for the user's deadline.
+func (p *passage) waitLocked() {
+	p.waiting++
+	defer func() { p.waiting-- }()
+	if p.deadline.IsZero() {
+		p.gate.changed.Wait()
+		return
 	}
-	select {
-	case <-changed:
-	case <-moved:
-	case <-closed:
-	case <-expired:
-		return os.ErrDeadlineExceeded
+	wake := time.AfterFunc(time.Until(p.deadline), p.wake)
+	defer wake.Stop()
+	p.gate.changed.Wait()
+}
+
+// wake makes those that wait look again.
+func (p *passage) wake() {
+	p.gate.mu.Lock()
+	defer p.gate.mu.Unlock()
+	p.wakeLocked()
+}
+
+func (p *passage) wakeLocked() {
+	if p.waiting > 0 {
+		p.gate.changed.Broadcast()
 	}
-	return nil
 }
 
 // leave ends what enter began. It tells whether err was only the interruption
@@ -127,8 +134,7 @@ func (p *passage) setUserDeadline(t time.Time) error {
 		return net.ErrClosed
 	}
 	p.deadline = t
-	close(p.moved)
-	p.moved = make(chan struct{})
+	p.wakeLocked()
 	if g.state != gateOpen {
 		p.late = true // open sets it
 		return nil
@@ -145,16 +151,15 @@ func (p *passage) close() (first bool) {
 		return false
 	}
 	p.dead = true
-	close(p.closed)
 	delete(g.members, p)
+	p.wakeLocked()
 	p.setDeadline(longAgo)
 	return true
 }
 
 func (g *gate) setStateLocked(s gateState) {
 	g.state = s
-	close(g.changed)
-	g.changed = make(chan struct{})
+	g.changed.Broadcast()
 }
 
 // shut stops all passages and returns when the last has left, or with ctx's

@@ -29,7 +29,7 @@ type Generation struct {
 	netns       netnsHandle
 	pred        *predecessor // nil for a first generation
 
-	tasks      chan func()
+	tasks      chan *task
 	ctx        context.Context // ends when Close gives up waiting
 	cancel     context.CancelFunc
 	superseded chan struct{}
@@ -73,7 +73,7 @@ func newGeneration(cfg Config, number uint64) *Generation {
 	g := &Generation{
 		cfg: cfg, number: number, next: number + 1, started: time.Now(),
 		log:        cfg.Logger.With("generation", number),
-		tasks:      make(chan func()),
+		tasks:      make(chan *task),
 		superseded: make(chan struct{}),
 		drained:    make(chan struct{}),
 		ended:      make(chan struct{}),
@@ -99,8 +99,10 @@ func (g *Generation) holdsWord() bool {
 
 func (g *Generation) run() {
 	defer close(g.ended)
-	for f := range g.tasks {
-		f()
+	for t := range g.tasks {
+		t.f()
+		t.f = nil
+		t.done <- struct{}{}
 		if g.phase == PhaseDone {
 			return
 		}
@@ -109,15 +111,25 @@ func (g *Generation) run() {
 
 // do runs f on the goroutine that owns the state, and returns when it has run.
 func (g *Generation) do(f func()) error {
-	done := make(chan struct{})
+	t := taskPool.Get().(*task)
+	t.f = f
 	select {
-	case g.tasks <- func() { f(); close(done) }:
-		<-done
+	case g.tasks <- t:
+		<-t.done
+		taskPool.Put(t)
 		return nil
 	case <-g.ended:
 		return ErrClosed
 	}
 }
+
+// task is a function for run, and the signal that it has run.
+type task struct {
+	f    func()
+	done chan struct{} // has room for the signal
+}
+
+var taskPool = sync.Pool{New: func() any { return &task{done: make(chan struct{}, 1)} }}
 
 // changePhase is the only place where the phase changes. It runs on run.
 func (g *Generation) changePhase(next Phase, cause error) {

@@ -15,7 +15,6 @@ type sockInfo struct {
 	socket    bool
 	domain    int
 	typ       int
-	proto     int
 	accepting bool
 	cookie    cookie // SO_COOKIE, or the inode of what is no socket
 	netns     cookie
@@ -44,7 +43,6 @@ func inspect(fd int) (sockInfo, error) {
 		to  *int
 	}{
 		{unix.SO_TYPE, &info.typ},
-		{unix.SO_PROTOCOL, &info.proto},
 		{unix.SO_ACCEPTCONN, &accepting},
 	} {
 		v, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, o.opt)
@@ -111,15 +109,8 @@ func (i sockInfo) goesWith(network string) error {
 	case "unixgram":
 		ok = i.domain == unix.AF_UNIX && i.typ == unix.SOCK_DGRAM
 	}
-	if ok && inet {
-		switch i.proto {
-		case unix.IPPROTO_TCP, unix.IPPROTO_MPTCP, unix.IPPROTO_UDP:
-		default:
-			ok = false
-		}
-	}
 	if !ok {
-		return bad(fmt.Sprintf("domain %d, type %d, protocol %d", i.domain, i.typ, i.proto))
+		return bad(fmt.Sprintf("domain %d, type %d", i.domain, i.typ))
 	}
 	if kindOf(network) == KindListener && !i.accepting {
 		return bad("a socket that does not listen")

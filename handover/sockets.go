@@ -73,6 +73,11 @@ func (s *socket) unlink() {
 	}
 }
 
+// asked tells whether the socket was asked for in the same words before.
+func (s *socket) asked(kind Kind, network, address string) bool {
+	return s.Kind == kind && s.Network == network && s.Asked == address
+}
+
 // wants tells whether the socket is what an application asks for. An empty
 // network or address asks for whatever it is.
 func (s *socket) wants(ctx context.Context, kind Kind, network, address string) bool {
@@ -203,6 +208,9 @@ func (g *Generation) claim(name string, kind Kind, network, address string) (*so
 }
 
 func (g *Generation) claimReserved(old *socket, name string, kind Kind, network, address string) (*socket, error) {
+	if old != nil && old.asked(kind, network, address) {
+		return old, g.claimInherited(old)
+	}
 	ctx, cancel := context.WithTimeout(g.ctx, g.cfg.StepTimeout)
 	defer cancel()
 	if old != nil && old.wants(ctx, kind, network, address) {
