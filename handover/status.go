@@ -2,6 +2,7 @@ package handover
 
 import (
 	"encoding/json"
+	"os"
 	"slices"
 	"time"
 )
@@ -78,4 +79,47 @@ func (s *Status) merge(page Status) {
 	s.Sockets = append(s.Sockets, page.Sockets...)
 	s.Unclaimed = append(s.Unclaimed, page.Unclaimed...)
 	s.Draining = append(s.Draining, page.Draining...)
+}
+
+// stats asks the application for its numbers. What would not fit a frame is
+// left out.
+func (g *Generation) stats() Stats {
+	if g.cfg.Stats == nil {
+		return Stats{}
+	}
+	st := g.cfg.Stats()
+	if err := st.check(); err != nil {
+		g.log.Warn("Config.Stats", "error", err)
+		st.Connections = nil
+	}
+	return st
+}
+
+func (g *Generation) status() Status {
+	st := Status{
+		Protocol: protocolVersions[0], Generation: g.number, Phase: g.phase,
+		Program: g.cfg.Program, Build: g.cfg.Build, Revision: g.cfg.Revision,
+		PID: os.Getpid(), Started: g.started, Owner: g.owner,
+		Unclaimed: slices.Clone(g.unclaimed),
+	}
+	if g.phase == PhaseProbation {
+		st.Probation = max(0, time.Until(g.probation))
+	}
+	st.Stats = g.stats()
+	for _, s := range g.sockets {
+		st.Sockets = append(st.Sockets, s.status())
+	}
+	if g.takeover != nil {
+		p := g.takeover.peer
+		p.Phase = PhasePreparing
+		st.Successor = &p
+	}
+	for _, p := range g.draining {
+		st.Draining = append(st.Draining, *p)
+	}
+	slices.SortFunc(st.Draining, func(a, b PeerStatus) int { return int(a.Generation) - int(b.Generation) })
+	if g.failure != nil {
+		st.LastFailure = shorten(g.failure.Error())
+	}
+	return st
 }
