@@ -81,6 +81,7 @@ func (l *link) recvPlain(ctx context.Context) (any, error) {
 // comes this way has any.
 func (l *link) startReader() {
 	l.in = make(chan inbound)
+	l.inHand.Store(false) // what came before is dealt with
 	l.reader.Go(l.read)
 }
 

@@ -103,6 +103,35 @@ func childMain() int {
 					}
 				}
 				return nil
+			case "warm": // takeovers within this process, on a set of its own
+				var n int
+				fmt.Sscan(word[1], &n)
+				dir, err := os.MkdirTemp("", "hd")
+				if err != nil {
+					return err
+				}
+				defer os.RemoveAll(dir)
+				own := Config{Socket: filepath.Join(dir, "s"), Probation: -1}
+				var last *Generation
+				for range 5 {
+					next, _, err := timedTakeover(own, n, &serving)
+					if err != nil {
+						return err
+					}
+					if last != nil {
+						<-last.Superseded()
+						last.Close()
+					}
+					last = next
+				}
+				return last.Close()
+			case "measure":
+				var n int
+				fmt.Sscan(word[1], &n)
+				var d takeoverTimes
+				g, d, err = timedTakeover(cfg, n, &serving)
+				said = fmt.Sprint(int64(d.sockets), int64(d.listening), int64(d.granted), int64(d.whole))
+				return err
 			case "ready":
 				return g.Ready(ctx)
 			case "superseded":
@@ -192,7 +221,7 @@ func (c *child) tell(command string) {
 
 func (c *child) hear() string {
 	c.t.Helper()
-	timer := time.AfterFunc(30*time.Second, func() { c.cmd.Process.Kill() })
+	timer := time.AfterFunc(2*time.Minute, func() { c.cmd.Process.Kill() })
 	defer timer.Stop()
 	line, err := c.out.ReadString('\n')
 	if err != nil {
