@@ -48,7 +48,8 @@ type Generation struct {
 	inherited map[string]*socket
 	reserved  map[string]bool // names that a Listen in progress will use
 	unclaimed []Socket
-	dropped   []*socket // unclaimed ones whose path is removed when ownership is settled
+	gaveUp    bool      // the set has ended: its paths are removed
+	dropped   []*socket // closed ones whose path is removed when ownership is settled here
 	states    map[string]int
 	offers    map[string]Offer
 	takeover  *takeover

@@ -58,7 +58,7 @@ func (g *Generation) claim(name string, kind Kind, network, address string) (*so
 			old = nil // consumed by the attempt
 		}
 		if g.do(func() { g.unreserve(name, old) }) != nil && old != nil {
-			old.closeDescriptor()
+			g.closeLate(old)
 		}
 		return nil, err
 	}
@@ -115,7 +115,7 @@ func (g *Generation) unreserve(name string, old *socket) {
 	}
 	switch {
 	case g.phase == PhaseDraining || g.phase == PhaseDone:
-		old.closeDescriptor()
+		g.closeLate(old)
 	case old.adopted || g.phase == PhasePreparing || g.phase == PhaseWaiting:
 		g.inherited[name] = old
 	default:
@@ -181,16 +181,24 @@ func (g *Generation) enroll(s, unused *socket) error {
 		g.addSocket(s)
 	})
 	if e != nil && unused != nil {
-		unused.closeDescriptor()
+		g.closeLate(unused)
 	}
 	if err = errors.Join(e, err); err != nil {
 		s.passageClose()
-		if s.added {
-			s.unlink()
+		if g.do(func() { g.closeLate(s) }) != nil {
+			g.closeLate(s)
 		}
-		s.closeDescriptor()
 	}
 	return err
+}
+
+// closeLate closes a socket that was being asked for when the generation
+// ended. It runs on run, or when run has ended.
+func (g *Generation) closeLate(s *socket) {
+	if s.added || g.gaveUp {
+		s.unlink()
+	}
+	s.closeDescriptor()
 }
 
 func (g *Generation) addSocket(s *socket) {
@@ -209,8 +217,11 @@ func (g *Generation) remove(s *socket) {
 		}
 		delete(g.byName, s.Name)
 		g.sockets = slices.DeleteFunc(slices.Clone(g.sockets), func(t *socket) bool { return t == s })
-		if g.phase.Owns() || s.added && !g.shared() {
+		if g.phase == PhaseOwner || s.added && !g.shared() {
 			s.unlink()
+		} else {
+			// A predecessor or a successor may still need the path.
+			g.dropped = append(g.dropped, s)
 		}
 		g.bury(s)
 	})

@@ -90,6 +90,7 @@ func (g *Generation) giveUp(cause error) {
 		s.unlink()
 	}
 	g.removeDropped()
+	g.gaveUp = true
 	if g.control != nil {
 		g.control.unlink()
 	}

@@ -117,6 +117,7 @@ func (t *takeover) failed(err error) error {
 		g.failure = err
 		if g.phase == PhaseHanding || g.phase == PhaseGranting || g.phase == PhaseStandby {
 			g.changePhase(PhaseOwner, err)
+			g.removeDropped()
 		}
 	})
 	g.log.Warn("takeover failed, this generation serves on", "next", t.next, "error", err)
