@@ -149,6 +149,9 @@ func (c Config) withDefaults() (Config, error) {
 type Stats struct {
 	// Connections counts open connections by state, such as "active", "idle".
 	Connections map[string]int64 `json:"connections,omitempty"`
+	// Ended counts what has become of connections since the drain began, such
+	// as "moved", "finished".
+	Ended map[string]int64 `json:"ended,omitempty"`
 	// Oldest is the age of the oldest request or connection in work.
 	Oldest time.Duration `json:"oldest_ns,omitempty"`
 	// Remaining is the time until the drain's deadline; zero if there is none.
@@ -156,12 +159,14 @@ type Stats struct {
 }
 
 func (s Stats) check() error {
-	if len(s.Connections) > 64 {
-		return fmt.Errorf("%d connection states", len(s.Connections))
-	}
-	for k := range s.Connections {
-		if len(k) > maxName {
-			return fmt.Errorf("connection state with a name of %d bytes", len(k))
+	for _, m := range []map[string]int64{s.Connections, s.Ended} {
+		if len(m) > 64 {
+			return fmt.Errorf("%d connection states", len(m))
+		}
+		for k := range m {
+			if len(k) > maxName {
+				return fmt.Errorf("connection state with a name of %d bytes", len(k))
+			}
 		}
 	}
 	return nil

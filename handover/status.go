@@ -90,7 +90,7 @@ func (g *Generation) stats() Stats {
 	st := g.cfg.Stats()
 	if err := st.check(); err != nil {
 		g.log.Warn("Config.Stats", "error", err)
-		st.Connections = nil
+		st.Connections, st.Ended = nil, nil
 	}
 	return st
 }

@@ -76,7 +76,7 @@ func TestCountsUnderLoad(t *testing.T) {
 
 func TestReportForPeopleAndMachines(t *testing.T) {
 	r := Report{Finished: 10, Closed: 3, Killed: 1, Hijacked: 2, Remaining: 4, Stuck: 5, Duration: 1234567 * time.Microsecond}
-	want := "drained 14 connections in 1.235s: 10 finished, 3 closed idle, 1 killed (2 of them hijacked); 4 handlers still running; 5 could not be closed"
+	want := "drained 14 connections in 1.235s: 0 moved, 10 finished, 3 closed idle, 1 killed (2 of them hijacked); 4 handlers still running; 5 could not be closed"
 	if diff := cmp.Diff(want, r.String()); diff != "" {
 		t.Errorf("String (-want +got):\n%s", diff)
 	}
@@ -84,7 +84,7 @@ func TestReportForPeopleAndMachines(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	wantJSON := `{"finished":10,"closed":3,"killed":1,"hijacked":2,"remaining":4,"stuck":5,"duration_ns":1234567000}`
+	wantJSON := `{"moved":0,"finished":10,"closed":3,"killed":1,"hijacked":2,"remaining":4,"stuck":5,"duration_ns":1234567000}`
 	if diff := cmp.Diff(wantJSON, string(b)); diff != "" {
 		t.Errorf("JSON (-want +got):\n%s", diff)
 	}

@@ -517,18 +517,18 @@ func TestCountsDuringTheDrain(t *testing.T) {
 		synctest.Wait()
 		stop := stopping(srv)
 		time.Sleep(3 * time.Second)
-		want := Counts{New: 1, Active: 1, Idle: 1, Oldest: 3 * time.Second, Draining: true}
+		want := Counts{New: 1, Active: 1, Idle: 1, Oldest: 3 * time.Second, Draining: true, Lingering: 2}
 		if got := srv.Counts(); got != want {
 			t.Errorf("counts %+v, want %+v", got, want)
 		}
 		time.Sleep(3 * time.Second)
-		want = Counts{Active: 1, Idle: 1, Oldest: 6 * time.Second, Draining: true}
+		want = Counts{Active: 1, Idle: 1, Oldest: 6 * time.Second, Draining: true, Lingering: 1, Closed: 1}
 		if got := srv.Counts(); got != want {
 			t.Errorf("counts %+v, want %+v", got, want)
 		}
 		close(g.open)
-		stop()
-		if got := srv.Counts(); got != (Counts{Draining: true}) {
+		report := stop()
+		if got, want := srv.Counts(), (Counts{Draining: true, Finished: report.Finished, Closed: report.Closed, Killed: report.Killed}); got != want {
 			t.Errorf("counts after Stop %+v", got)
 		}
 	})

@@ -82,6 +82,7 @@ const (
 	finished outcome = iota // by itself
 	closed                  // by us, nothing was lost
 	killed                  // by us, something was going on
+	moved                   // to the successor
 )
 
 // pack and unpack keep a state and the time at which it began in one word, so
@@ -323,6 +324,9 @@ func (r *registry) counts() Counts {
 			}
 		}
 	}
-	c.Draining = r.phase.Load() != serving
+	if c.Draining = r.phase.Load() != serving; c.Draining {
+		c.Lingering = c.New + c.Idle
+		c.Moved, c.Finished, c.Closed, c.Killed = r.tally.Moved, r.tally.Finished, r.tally.Closed, r.tally.Killed
+	}
 	return c
 }

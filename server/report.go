@@ -18,17 +18,27 @@ type Counts struct {
 	// active: with HTTP/1 that is the age of its request.
 	Oldest time.Duration `json:"oldest_ns"`
 
-	// Draining reports whether the drain has begun.
-	Draining bool `json:"draining"`
+	// Draining reports whether the drain has begun. If so, Lingering is how
+	// many of the new and idle ones wait to be used once more, and the others
+	// say what has become of connections since, as in Report.
+	Draining  bool `json:"draining"`
+	Lingering int  `json:"lingering,omitempty"`
+	Moved     int  `json:"moved,omitempty"`
+	Finished  int  `json:"finished,omitempty"`
+	Closed    int  `json:"closed,omitempty"`
+	Killed    int  `json:"killed,omitempty"`
 }
 
 // Open is the number of open connections.
 func (c Counts) Open() int { return c.New + c.Active + c.Idle + c.Hijacked }
 
 // A Report says what became of the connections that were open when a drain
-// began, or that were accepted as it began. Finished, Closed and Killed add up
-// to all of them.
+// began, or that were accepted as it began. Moved, Finished, Closed and Killed
+// add up to all of them.
 type Report struct {
+	// Moved were given to the successor, alive.
+	Moved int `json:"moved"`
+
 	// Finished ended by themselves: their last request was answered with
 	// Connection: close, HTTP/2 had its GOAWAY, the handler that had hijacked
 	// them closed them, or the client left.
@@ -59,6 +69,8 @@ type Report struct {
 
 func (r *Report) count(o outcome) {
 	switch o {
+	case moved:
+		r.Moved++
 	case finished:
 		r.Finished++
 	case closed:
@@ -69,7 +81,7 @@ func (r *Report) count(o outcome) {
 }
 
 // Connections is the number of connections that the report accounts for.
-func (r Report) Connections() int { return r.Finished + r.Closed + r.Killed }
+func (r Report) Connections() int { return r.Moved + r.Finished + r.Closed + r.Killed }
 
 // Clean reports whether nothing was cut off and nothing is left.
 func (r Report) Clean() bool { return r.Killed == 0 && r.Remaining == 0 && r.Stuck == 0 }
@@ -77,8 +89,8 @@ func (r Report) Clean() bool { return r.Killed == 0 && r.Remaining == 0 && r.Stu
 // String is one line for people.
 func (r Report) String() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "drained %d connections in %v: %d finished, %d closed idle, %d killed",
-		r.Connections(), r.Duration.Round(time.Millisecond), r.Finished, r.Closed, r.Killed)
+	fmt.Fprintf(&b, "drained %d connections in %v: %d moved, %d finished, %d closed idle, %d killed",
+		r.Connections(), r.Duration.Round(time.Millisecond), r.Moved, r.Finished, r.Closed, r.Killed)
 	if r.Hijacked > 0 {
 		fmt.Fprintf(&b, " (%d of them hijacked)", r.Hijacked)
 	}

@@ -39,6 +39,10 @@ type Server struct {
 	// over, less than zero not at all.
 	Linger time.Duration
 
+	// NoMove keeps all connections here in a drain, also those whose listener
+	// can move them to a successor.
+	NoMove bool
+
 	// OnHijackedDrain is called, if it is not nil, for each connection that
 	// a handler has hijacked when the drain begins, with the net.Conn that
 	// Hijack returned, each time in a goroutine of its own: to tell a
