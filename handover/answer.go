@@ -83,5 +83,5 @@ func (g *Generation) obeyStop(l *link) error {
 		return refusef(CodeState, "stop: %v", err)
 	}
 	l.startReader()
-	return g.tellDrain(l, false)
+	return g.tellOperator(l)
 }

@@ -58,6 +58,10 @@ type Config struct {
 	// as a bridged container's does when the container is removed.
 	ForeignNetns bool
 
+	// NoMove keeps connections in the process that accepted them: this
+	// generation neither gives live ones to its successor nor takes any.
+	NoMove bool
+
 	// ReadyTimeout is how long a successor of this generation may take to be
 	// ready, from when it has received everything; and how long all offers
 	// of state may take together before that. Zero: DefaultReadyTimeout.

@@ -3,6 +3,7 @@ package handover
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"time"
@@ -40,50 +41,134 @@ func (g *Generation) predecessorLeft(number uint64) {
 	})
 }
 
-// tellDrain sends progress until the drain has ended, then its report. If
-// the listener goes away it looks for the next owner, when redial says so.
-func (g *Generation) tellDrain(l *link, redial bool) error {
-	tick := time.NewTicker(500 * time.Millisecond)
+// progressEvery is how often a draining generation says how far it is.
+const progressEvery = 500 * time.Millisecond
+
+// tellOperator tells whoever asked for a stop how the drain goes.
+func (g *Generation) tellOperator(l *link) error {
+	tick := time.NewTicker(progressEvery)
 	defer tick.Stop()
-	defer func() {
-		if l != nil {
-			l.close()
-		}
-	}()
 	for {
-		var in <-chan inbound
-		if l != nil {
-			in = l.in
-		}
 		select {
 		case <-g.drained:
-			if l == nil {
-				if l = g.redial(); l == nil {
-					return nil // nobody is there to hear it
-				}
-			}
 			return g.tellReport(l)
-		case f := <-in:
-			if f.err == nil {
-				continue // alive, commit: late
+		case in := <-l.in:
+			dropFrame(in.frame)
+			if in.err != nil {
+				return in.err
 			}
-			if !redial {
-				return f.err
-			}
-			l.close()
-			l = nil
 		case <-tick.C:
-			if l == nil {
-				if l = g.redial(); l == nil {
-					continue
-				}
-			}
 			// One that does not read misses progress, not the report.
 			l.sendWithin(100*time.Millisecond, g.progress())
 		case <-g.ctx.Done():
 			return g.ctx.Err()
 		}
 	}
+}
+
+// tellSuccessor talks with the successor until the drain has ended.
+func (g *Generation) tellSuccessor(l *link, takes bool) error {
+	t := &parting{g: g, l: l, takes: takes, give: &patience{Timer: stoppedTimer()}}
+	defer close(g.movesOver)
+	defer g.movable.Store(false)
+	return t.run()
+}
+
+func (t *parting) run() error {
+	g := t.g
+	tick := time.NewTicker(progressEvery)
+	defer tick.Stop()
+	defer t.give.Stop()
+	defer func() {
+		t.lose()
+		t.refuse("this generation has ended")
+	}()
+	for {
+		if t.takes && t.batch == nil && len(t.queue) > 0 {
+			t.sendBatch()
+		}
+		// One batch is in flight: more might meet ETOOMANYREFS (unix(7)).
+		var in <-chan inbound
+		moves := g.moves
+		if t.l != nil {
+			in = t.l.in
+			if g.movable.Load() && (!t.takes || t.batch != nil) {
+				moves = nil
+			}
+		}
+		select {
+		case <-g.drained:
+			return t.report()
+		case m := <-moves:
+			t.queue = append(t.queue, m)
+			switch {
+			case !g.movable.Load():
+				t.refuse("nobody takes connections")
+			case t.l == nil && !t.dial():
+				t.refuse("there is no owner to take it")
+			}
+		case f := <-in:
+			t.hear(f)
+		case <-tick.C:
+			if t.l == nil && !t.dial() {
+				continue
+			}
+			// One that does not read misses progress, not the report.
+			t.l.sendWithin(100*time.Millisecond, g.progress())
+		case <-t.give.C:
+			if t.l == nil || t.give.again(t.l) {
+				continue
+			}
+			g.log.Warn("no answer about connections, looking for the next owner")
+			t.lose()
+			if t.tired++; t.tired >= moveTries {
+				g.movable.Store(false)
+				t.refuse("nobody answers")
+			}
+		case <-g.ctx.Done():
+			return g.ctx.Err()
+		}
+	}
+}
+
+// hear is told what the listener says.
+func (t *parting) hear(in inbound) {
+	dropFrame(in.frame)
+	if in.err != nil {
+		t.end()
+		if len(t.queue) > 0 && !t.dial() {
+			t.refuse("the successor has gone")
+		}
+		return
+	}
+	switch f := in.frame.(type) {
+	case *frameAdopted:
+		t.answered(f)
+	case *frameSimple:
+		if f.Type == typeOK && t.dialed {
+			t.takes = true
+			t.give.Stop()
+		}
+	}
+	// Anything else, alive or commit, is late.
+}
+
+// dial finds the present owner.
+func (t *parting) dial() bool {
+	if t.l = t.g.redial(); t.l == nil {
+		return false
+	}
+	t.dialed, t.takes = true, false
+	t.give.reset(t.g.cfg.StepTimeout)
+	return true
+}
+
+// report has the last word.
+func (t *parting) report() error {
+	if t.l == nil && !t.dial() {
+		return nil // nobody is there to hear it
+	}
+	return t.g.tellReport(t.l)
 }
 
 func (g *Generation) progress() frameProgress {
@@ -121,6 +206,7 @@ func (g *Generation) redial() *link {
 	err = l.send(ctx, frameHello{
 		Type: typeHello, Protocols: g.cfg.protocols, Intent: intentReport,
 		Program: g.cfg.Program, Build: g.cfg.Build, PID: os.Getpid(), Generation: g.number,
+		Moves: g.movable.Load(),
 	})
 	if err != nil {
 		l.close()
@@ -141,13 +227,32 @@ func (g *Generation) hearReport(l *link, hello *frameHello) error {
 	defer g.leaveLasting()
 	peer := PeerStatus{Generation: hello.Generation, Phase: PhaseDraining, Program: hello.Program, Build: hello.Build, PID: hello.PID}
 	g.recordDraining(peer)
+	switch {
+	case hello.Moves && g.cfg.NoMove:
+		if err := l.sendWithin(g.cfg.StepTimeout, frameAdopted{Type: typeAdopted, Stop: takesNone}); err != nil {
+			return err
+		}
+	case hello.Moves:
+		if err := l.conn.SetPassRights(true); err != nil && !errors.Is(err, errors.ErrUnsupported) {
+			return err
+		}
+		l.makeRoom(scm.MaxFDs)
+		if err := l.sendWithin(g.cfg.StepTimeout, frameSimple{Type: typeOK}); err != nil {
+			return err
+		}
+	}
 	for {
-		f, err := l.recvPlain(g.ctx)
+		f, err := l.recvMoved(g.ctx)
 		if err != nil {
 			g.predecessorLeft(peer.Generation)
 			return nil
 		}
 		switch f := f.(type) {
+		case *frameConnections:
+			if err := g.adopt(l, f, func() bool { return false }); err != nil {
+				return err
+			}
+			continue
 		case *frameProgress:
 			peer.Stats = f.Stats
 		case *frameDrained:

@@ -30,6 +30,8 @@ type gate struct {
 	inflight int
 	idle     chan struct{} // non-nil while shut waits; closed when inflight is 0
 	members  map[*passage]struct{}
+
+	expecting map[*passage]struct{} // those to which connections were moved, ever
 }
 
 // passage is one socket's way through the gate.
@@ -43,12 +45,14 @@ type passage struct {
 	deadline time.Time // the user's
 	late     bool      // the socket's deadline is not the user's
 	dead     bool
+	expected int        // connections that another process is moving here
+	arrived  []net.Conn // those that are here: they come out before others
 }
 
 var longAgo = time.Unix(1, 0)
 
 func newGate(owns func() bool) *gate {
-	g := &gate{owns: owns, members: map[*passage]struct{}{}}
+	g := &gate{owns: owns, members: map[*passage]struct{}{}, expecting: map[*passage]struct{}{}}
 	g.changed.L = &g.mu
 	return g
 }
@@ -61,24 +65,85 @@ func (g *gate) newPassage(setDeadline func(time.Time) error) *passage {
 	return p
 }
 
-// enter waits until p may pass. Each success is followed by one leave.
-func (p *passage) enter() error {
+// enter waits until p may pass, and then has to be followed by one leave, or
+// until a connection has been moved here, which it returns. Whoever owns the
+// socket: a moved connection is this process's.
+func (p *passage) enter() (net.Conn, error) {
 	g := p.gate
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	for {
+		over := p.dead || g.state == gateEnded
 		switch {
-		case p.dead || g.state == gateEnded:
-			return net.ErrClosed
+		case len(p.arrived) > 0:
+			c := p.arrived[0]
+			p.arrived[0] = nil
+			p.arrived = p.arrived[1:]
+			return c, nil
+		case over && p.expected == 0:
+			return nil, net.ErrClosed
+		case over: // the expected ones come soon, or not at all
 		case g.state == gateOpen && (g.owns == nil || g.owns()):
+			p.restoreLocked()
 			g.inflight++
 			p.inflight++
-			return nil
+			return nil, nil
 		case !p.deadline.IsZero() && !time.Now().Before(p.deadline):
-			return os.ErrDeadlineExceeded
+			return nil, os.ErrDeadlineExceeded
 		}
 		p.waitLocked()
 	}
+}
+
+// restoreLocked gives the socket the user's deadline.
+func (p *passage) restoreLocked() {
+	if p.late {
+		p.late = false
+		p.setDeadline(p.deadline)
+	}
+}
+
+// expect announces n connections, each of which is followed by arrive. It
+// fails if nobody is going to ask for them any more.
+func (p *passage) expect(n int) bool {
+	g := p.gate
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if p.dead || g.state == gateEnded {
+		return false
+	}
+	p.expected += n
+	g.expecting[p] = struct{}{}
+	return true
+}
+
+// arrive gives an expected connection to enter, or nil if it does not come.
+func (p *passage) arrive(c net.Conn) {
+	g := p.gate
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	p.expected--
+	if c != nil {
+		p.arrived = append(p.arrived, c)
+		if p.inflight > 0 && !p.late {
+			p.late = true // enter restores it
+			p.setDeadline(longAgo)
+		}
+	}
+	p.wakeLocked()
+}
+
+// closeArrived closes the connections that nobody has asked for.
+func (g *gate) closeArrived() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for p := range g.expecting {
+		for _, c := range p.arrived {
+			c.Close()
+		}
+		p.arrived = nil
+	}
+	clear(g.expecting)
 }
 
 // waitLocked waits for a change, or for the user's deadline.
@@ -135,8 +200,8 @@ func (p *passage) setUserDeadline(t time.Time) error {
 	}
 	p.deadline = t
 	p.wakeLocked()
-	if g.state != gateOpen {
-		p.late = true // open sets it
+	if g.state != gateOpen || p.late {
+		p.late = true // open or enter sets it
 		return nil
 	}
 	return p.setDeadline(t)
@@ -200,10 +265,7 @@ func (g *gate) open() {
 		return
 	}
 	for p := range g.members {
-		if p.late {
-			p.late = false
-			p.setDeadline(p.deadline)
-		}
+		p.restoreLocked()
 	}
 	g.setStateLocked(gateOpen)
 }

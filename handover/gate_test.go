@@ -60,7 +60,7 @@ func (s *fakeSocket) wait() (int, error) {
 // pass is what Accept and ReadFrom do.
 func (s *fakeSocket) pass(p *passage) (int, error) {
 	for {
-		if err := p.enter(); err != nil {
+		if _, err := p.enter(); err != nil {
 			return 0, err
 		}
 		n, err := s.wait()
@@ -119,11 +119,11 @@ func TestGatePausesAndResumes(t *testing.T) {
 		}
 		g.end()
 		<-got
-		if err := p.enter(); !errors.Is(err, net.ErrClosed) {
+		if _, err := p.enter(); !errors.Is(err, net.ErrClosed) {
 			t.Fatal(err)
 		}
 		g.open() // the end is final
-		if err := p.enter(); !errors.Is(err, net.ErrClosed) {
+		if _, err := p.enter(); !errors.Is(err, net.ErrClosed) {
 			t.Fatal(err)
 		}
 	})
@@ -241,7 +241,7 @@ func TestGateShutIsBounded(t *testing.T) {
 		g := newGate(nil)
 		p := g.newPassage(func(time.Time) error { return nil }) // deaf
 		g.open()
-		if err := p.enter(); err != nil {
+		if _, err := p.enter(); err != nil {
 			t.Fatal(err)
 		}
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
@@ -276,7 +276,7 @@ func TestGateUnderStress(t *testing.T) {
 		})
 		wg.Go(func() {
 			for {
-				if err := p.enter(); err != nil {
+				if _, err := p.enter(); err != nil {
 					return
 				}
 				if shut.Load() {

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -36,6 +37,10 @@ type Generation struct {
 	ended      chan struct{} // closed when run has returned
 	wg         sync.WaitGroup
 	closeOnce  sync.Once
+
+	movable   atomic.Bool   // there is a successor that takes connections
+	moves     chan *move    // for the talk with it
+	movesOver chan struct{} // closed when that has ended
 
 	// ---- owned by run
 	phase     Phase
@@ -76,6 +81,8 @@ func newGeneration(cfg Config, number uint64) *Generation {
 		tasks:      make(chan *task),
 		superseded: make(chan struct{}),
 		drained:    make(chan struct{}),
+		moves:      make(chan *move),
+		movesOver:  make(chan struct{}),
 		ended:      make(chan struct{}),
 		inherited:  map[string]*socket{},
 		reserved:   map[string]bool{},

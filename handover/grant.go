@@ -204,10 +204,11 @@ func (t *takeover) takeBack(why error) error {
 // drain: the successor owns everything for good.
 func (t *takeover) drain() error {
 	g := t.g
+	g.movable.Store(t.takes)
 	g.do(func() {
 		g.letGo(ErrSuperseded)
 		g.takeover = nil
 	})
 	g.log.Info("superseded", "by", t.next)
-	return g.tellDrain(t.link, true)
+	return g.tellSuccessor(t.link, t.takes)
 }

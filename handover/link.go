@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -64,6 +65,37 @@ func (l *link) recv(ctx context.Context) (any, []int, error) {
 	return f, l.fds[:nfds], err
 }
 
+// makeRoom lets frames that are received from now on carry descriptors.
+func (l *link) makeRoom(room int) {
+	l.room, l.fds = room, make([]int, room)
+}
+
+// recvMoved receives one frame. Descriptors come with connections only, which
+// keep them.
+func (l *link) recvMoved(ctx context.Context) (any, error) {
+	f, fds, err := l.recv(ctx)
+	m, ok := f.(*frameConnections)
+	switch {
+	case err == nil && ok && len(fds) == len(m.Items):
+		m.fds = slices.Clone(fds)
+		return m, nil
+	case err == nil && ok:
+		err = fmt.Errorf("%w: %d connections with %d descriptors", errFrame, len(m.Items), len(fds))
+	case err == nil && len(fds) > 0:
+		err = fmt.Errorf("%w: %d descriptors nobody asked for", errFrame, len(fds))
+	}
+	closeAll(fds)
+	return f, err
+}
+
+// dropFrame closes what a frame holds that nobody wants.
+func dropFrame(f any) {
+	if m, ok := f.(*frameConnections); ok {
+		closeAll(m.fds)
+		m.fds = nil
+	}
+}
+
 // recvPlain receives one frame that may carry no descriptors.
 func (l *link) recvPlain(ctx context.Context) (any, error) {
 	f, fds, err := l.recv(ctx)
@@ -77,8 +109,8 @@ func (l *link) recvPlain(ctx context.Context) (any, error) {
 }
 
 // startReader moves receiving to a goroutine that fills l.in, whose last
-// element carries an error. Received descriptors are closed: no frame that
-// comes this way has any.
+// element carries an error. Whoever takes a frame that it does not want
+// discards it.
 func (l *link) startReader() {
 	l.in = make(chan inbound)
 	l.inHand.Store(false) // what came before is dealt with
@@ -86,12 +118,20 @@ func (l *link) startReader() {
 }
 
 func (l *link) read() {
+	reset := false
 	for {
-		f, err := l.recvPlain(context.Background())
+		f, err := l.recvMoved(context.Background())
+		if isConnReset(err) && !reset {
+			// Said once, when the peer has closed with frames of ours
+			// unread: what it has sent before that is still there.
+			reset = true
+			continue
+		}
 		select {
 		case l.in <- inbound{f, err}:
 			l.inHand.Store(false)
 		case <-l.quit:
+			dropFrame(f)
 			return
 		}
 		if err != nil {
@@ -118,6 +158,7 @@ func (l *link) awaitEnd(d time.Duration, stop <-chan struct{}) {
 	for {
 		select {
 		case in := <-l.in:
+			dropFrame(in.frame)
 			if in.err != nil && !errors.Is(in.err, errFrame) {
 				return
 			}

@@ -22,10 +22,14 @@ var (
 // Accept waits for a connection. See Generation.Listen.
 func (l *listener) Accept() (net.Conn, error) {
 	for {
-		if err := l.way.enter(); err != nil {
+		c, err := l.way.enter()
+		if c != nil {
+			return c, nil
+		}
+		if err != nil {
 			return nil, &net.OpError{Op: "accept", Net: l.Addr().Network(), Addr: l.Addr(), Err: err}
 		}
-		c, err := l.ln.Accept()
+		c, err = l.ln.Accept()
 		if !l.way.leave(err) {
 			return c, err
 		}
@@ -55,7 +59,7 @@ type packetConn struct {
 // ReadFrom waits for a packet. See Generation.ListenPacket.
 func (p *packetConn) ReadFrom(b []byte) (int, net.Addr, error) {
 	for {
-		if err := p.way.enter(); err != nil {
+		if _, err := p.way.enter(); err != nil {
 			return 0, nil, &net.OpError{Op: "read", Net: p.LocalAddr().Network(), Source: p.LocalAddr(), Err: err}
 		}
 		n, addr, err := p.pc.ReadFrom(b)

@@ -28,8 +28,8 @@ func start(_ context.Context, cfg Config) (*Generation, error) {
 }
 
 type sockInfo struct {
-	accepting     bool
-	cookie, netns cookie
+	socket, accepting bool
+	cookie, netns     cookie
 }
 
 func inspect(int) (sockInfo, error)         { return sockInfo{}, nil }
@@ -58,6 +58,10 @@ func (*converter) close()               {}
 func (*converter) convert(int, Kind) (net.Listener, net.PacketConn, error) {
 	return nil, nil, errUnsupported
 }
+
+func (*converter) conn(int) (net.Conn, error) { return nil, errUnsupported }
+
+func sharedFD(net.Conn) (int, cookie, error) { return -1, 0, errUnsupported }
 
 type word struct{ fd int }
 

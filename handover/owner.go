@@ -101,8 +101,7 @@ func (h *netnsHandle) close() {
 // acceptControl accepts connections to the control socket until the gate ends.
 func (g *Generation) acceptControl() {
 	for {
-		err := g.control.way.enter()
-		if err != nil {
+		if _, err := g.control.way.enter(); err != nil {
 			return
 		}
 		c, err := g.control.ln.AcceptUnix()

@@ -238,6 +238,14 @@ func (p *predecessor) receive(f any) {
 	case *frameRefuse:
 		p.refused(&RefusedError{Code: f.Code, Message: f.Message})
 		return
+	case *frameConnections:
+		if !p.known() {
+			break
+		}
+		if err := p.g.adopt(p.link, f, func() bool { return p.proc.diesWithin(time.Second) }); err != nil {
+			p.g.log.Warn("connections not taken", "error", err)
+		}
+		return
 	case *frameProgress:
 		p.g.recordDraining(p.welcome.peer(PhaseDraining, f.Stats, nil))
 		return
@@ -261,6 +269,7 @@ func (p *predecessor) receive(f any) {
 			}
 		}
 	}
+	dropFrame(f)
 	p.refused(fmt.Errorf("%w: %T out of place", errFrame, f))
 }
 

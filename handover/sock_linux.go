@@ -186,15 +186,7 @@ func (c *converter) close() { c.file.Close() }
 // must not be blocking: package net would set O_NONBLOCK in the open file
 // description, which others hold too (fcntl(2)).
 func (c *converter) convert(fd int, kind Kind) (net.Listener, net.PacketConn, error) {
-	defer unix.Close(fd)
-	blocking, err := isBlocking(fd)
-	if err == nil && blocking {
-		err = errors.New("socket is in blocking mode: the process that owns it must not clear O_NONBLOCK (in Go, (*os.File).Fd does)")
-	}
-	if err == nil {
-		err = os.NewSyscallError("dup3", unix.Dup3(fd, c.fd, unix.O_CLOEXEC))
-	}
-	if err != nil {
+	if err := c.put(fd); err != nil {
 		return nil, nil, err
 	}
 	if kind == KindPacket {
@@ -203,6 +195,49 @@ func (c *converter) convert(fd int, kind Kind) (net.Listener, net.PacketConn, er
 	}
 	ln, err := net.FileListener(c.file)
 	return ln, nil, err
+}
+
+// conn makes a connected socket of package net from fd, which it consumes, on
+// the same condition.
+func (c *converter) conn(fd int) (net.Conn, error) {
+	if err := c.put(fd); err != nil {
+		return nil, err
+	}
+	return net.FileConn(c.file)
+}
+
+// put puts fd, which it consumes, in the place of the file.
+func (c *converter) put(fd int) error {
+	defer unix.Close(fd)
+	blocking, err := isBlocking(fd)
+	if err == nil && blocking {
+		err = errors.New("socket is in blocking mode: the process that owns it must not clear O_NONBLOCK (in Go, (*os.File).Fd does)")
+	}
+	if err == nil {
+		err = os.NewSyscallError("dup3", unix.Dup3(fd, c.fd, unix.O_CLOEXEC))
+	}
+	return err
+}
+
+// sharedFD duplicates the descriptor of a connection, and tells its cookie.
+func sharedFD(c net.Conn) (fd int, id cookie, err error) {
+	sc, ok := c.(syscall.Conn)
+	if !ok {
+		return -1, 0, fmt.Errorf("%T has no descriptor", c)
+	}
+	rc, err := sc.SyscallConn()
+	if err != nil {
+		return -1, 0, err
+	}
+	fd = -1
+	cerr := rc.Control(func(u uintptr) {
+		var v uint64
+		if v, err = unix.GetsockoptUint64(int(u), unix.SOL_SOCKET, unix.SO_COOKIE); err == nil {
+			fd, err = dupFD(int(u))
+		}
+		id = cookie(v)
+	})
+	return fd, id, errors.Join(cerr, err)
 }
 
 // setNonblock prepares a socket that came from a socket activator, of which

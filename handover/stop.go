@@ -240,6 +240,7 @@ func (g *Generation) shutdown() {
 	})
 	<-g.ended
 	g.endSending()
+	g.gate.closeArrived()
 	g.word.close()
 }
 

@@ -127,6 +127,7 @@ func (r *receiver) hello(ctx context.Context) error {
 		Type: typeHello, Protocols: r.cfg.protocols, Intent: intentTakeover,
 		Program: r.cfg.Program, Build: r.cfg.Build, PID: os.Getpid(),
 		Revision: r.cfg.Revision, Force: r.cfg.Force, Probation: millis(r.cfg.Probation),
+		Moves: !r.cfg.NoMove,
 	}
 	if err := r.step(ctx, "hello", func(ctx context.Context) error { return r.link.send(ctx, hello) }); err != nil {
 		return err

@@ -22,6 +22,7 @@ type takeover struct {
 	next          uint64    // the successor's generation
 	before, after ownership // the word during this takeover, and after its failure
 	grace         time.Duration
+	takes         bool // the successor takes connections
 
 	probation time.Duration
 	items     []*socket // what is handed over, in order
@@ -41,6 +42,7 @@ func (g *Generation) handOver(l *link, hello *frameHello) error {
 		g: g, link: l, leaving: make(chan struct{}), ended: make(chan struct{}),
 		peer: PeerStatus{Program: hello.Program, Build: hello.Build, PID: hello.PID},
 	}
+	t.takes = hello.Moves && !g.cfg.NoMove
 	t.probation = min(time.Duration(hello.Probation), maxProbation)
 	defer func() { t.proc.close() }()
 	if pidfd, err := peerPidfd(l.conn); err == nil {

@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"strconv"
 	"time"
+
+	"github.com/handoverd/handoverd/scm"
 )
 
 // Limits of the wire format. A peer that passes one of them is disconnected.
@@ -18,6 +20,7 @@ const (
 	maxAddress   = 300      // bytes of an address: a host name of 253, or a path of 108
 	maxText      = 4 << 10  // bytes of any other text: program, build, message
 	maxState     = 64 << 20 // bytes of one state blob
+	maxMoved     = 32 << 10 // bytes of unread data and state of one connection that is moved
 )
 
 // protocolVersions lists what this package speaks, best first.
@@ -48,6 +51,7 @@ type (
 		Force      bool   `json:"force,omitempty"`
 		Probation  millis `json:"probation_ms,omitempty"`
 		Generation uint64 `json:"generation,omitempty"` // intent report: who reports
+		Moves      bool   `json:"moves,omitempty"`      // takes connections, or in a report would like to send them
 	}
 	frameRefuse struct {
 		Type    string `json:"type"`
@@ -99,6 +103,27 @@ type (
 		Type       string          `json:"type"`
 		Generation uint64          `json:"generation"`
 		Report     json.RawMessage `json:"report,omitempty"`
+	}
+	// frameConnections moves connections, each with its descriptor.
+	frameConnections struct {
+		Type  string      `json:"type"`
+		Items []movedItem `json:"items"`
+
+		fds []int // as received; whoever has the frame closes them
+	}
+	// movedItem describes one connection on its way.
+	movedItem struct {
+		Listener string `json:"listener"`         // name of the socket that it was accepted from
+		Cookie   cookie `json:"cookie"`           // SO_COOKIE
+		Unread   []byte `json:"unread,omitempty"` // bytes that were read and belong to the successor
+		State    []byte `json:"state,omitempty"`  // the application's
+	}
+	// frameAdopted says which of the connections of one frame were taken. The
+	// others stay with the sender.
+	frameAdopted struct {
+		Type    string   `json:"type"`
+		Cookies []cookie `json:"cookies,omitempty"`
+		Stop    string   `json:"stop,omitempty"` // why no more should be sent
 	}
 	frameStatus struct {
 		Type   string `json:"type"`
@@ -158,6 +183,8 @@ const (
 	typeProgress = "progress"
 	typeDrained  = "drained"
 	typeStatus   = "status"
+	typeMoved    = "connections"
+	typeAdopted  = "adopted"
 	typeOK       = "ok"
 )
 
@@ -193,6 +220,10 @@ func decodeFrame(p []byte) (any, error) {
 		f = new(frameDrained)
 	case typeStatus:
 		f = new(frameStatus)
+	case typeMoved:
+		f = new(frameConnections)
+	case typeAdopted:
+		f = new(frameAdopted)
 	case typeReady, typeAlive, typeCommit, typeRollback, typeRevoked, typeOK:
 		f = new(frameSimple)
 	default:
@@ -285,3 +316,20 @@ func (f *frameSimple) check() error   { return checkText(f.Message) }
 func (f *frameProgress) check() error { return f.Stats.check() }
 func (f *frameDrained) check() error  { return nil }
 func (f *frameStatus) check() error   { return nil }
+func (f *frameConnections) check() error {
+	if len(f.Items) == 0 || len(f.Items) > scm.MaxFDs {
+		return fmt.Errorf("%d connections", len(f.Items))
+	}
+	for _, it := range f.Items {
+		if err := CheckName(it.Listener); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+func (f *frameAdopted) check() error {
+	if len(f.Cookies) > scm.MaxFDs {
+		return fmt.Errorf("%d cookies", len(f.Cookies))
+	}
+	return checkText(f.Stop)
+}

@@ -238,6 +238,15 @@ func (c *Conn) CloseWrite() error {
 	return nil
 }
 
+// CloseRead refuses what the peer sends from now on (shutdown(2), SHUT_RD): its
+// Send fails with EPIPE. What has been sent before is received, then io.EOF.
+func (c *Conn) CloseRead() error {
+	if err := c.uc.CloseRead(); err != nil {
+		return fmt.Errorf("scm: %w", err)
+	}
+	return nil
+}
+
 // Close closes the connection and interrupts a pending Send and Recv, which
 // return [net.ErrClosed], as does every later call. Messages that the peer has
 // not read yet stay readable for it; messages that we have not read are lost,

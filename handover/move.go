@@ -1,0 +1,333 @@
+package handover
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"sync"
+
+	"github.com/handoverd/handoverd/scm"
+)
+
+// ErrNotMoved is why a connection stays where it is: there is no successor
+// that takes connections, or it did not take this one.
+var ErrNotMoved = errors.New("connection not moved")
+
+// move is a connection that somebody wants to give away.
+type move struct {
+	conn  net.Conn
+	item  movedItem
+	tries int
+	done  chan error // with room for one
+}
+
+// Movable tells whether MoveConn has a chance: a successor owns the listener
+// for good, and takes connections.
+func (l *listener) Movable() bool { return l.g.movable.Load() }
+
+// MoveConn gives c to the successor, where it comes out of the Accept of the
+// listener with this one's name. c is a connection that came from Accept, here
+// or in an earlier generation; nobody may be reading from it or writing to it.
+// unread are bytes that were read from it and not dealt with: there they are
+// the first that are read. state is whatever the other side needs in order to
+// go on. Both together have at most 32 KiB.
+//
+// c stays the caller's, who closes it. After nil it is the successor's as
+// well, and must not be used any more; Close without CloseWrite is all right
+// then, since the socket stays open there. After an error, of which errors.Is
+// says ErrNotMoved, the caller goes on with it. ctx covers the time until c is
+// on its way, after which the outcome is waited for: at most
+// Config.StepTimeout.
+func (l *listener) MoveConn(ctx context.Context, c net.Conn, unread, state []byte) error {
+	if !l.Movable() {
+		return fmt.Errorf("%w: there is no successor that takes connections", ErrNotMoved)
+	}
+	if m, ok := c.(*movedConn); ok { // it has moved before
+		c, unread = m.Conn, append(unread[:len(unread):len(unread)], m.rest()...)
+	}
+	if n := len(unread) + len(state); n > maxMoved {
+		return fmt.Errorf("%w: %d bytes of unread data and state, the limit is %d", ErrNotMoved, n, maxMoved)
+	}
+	m := &move{conn: c, item: movedItem{Listener: l.s.Name, Unread: unread, State: state}, done: make(chan error, 1)}
+	select {
+	case l.g.moves <- m:
+		return <-m.done
+	case <-l.g.movesOver:
+		return fmt.Errorf("%w: this generation has ended", ErrNotMoved)
+	case <-ctx.Done():
+		return fmt.Errorf("%w: %w", ErrNotMoved, ctx.Err())
+	}
+}
+
+// movedConn is a connection that was moved here.
+type movedConn struct {
+	net.Conn
+	state []byte
+
+	mu     sync.Mutex
+	unread []byte
+}
+
+// Read gives what the predecessor had read first.
+func (c *movedConn) Read(b []byte) (int, error) {
+	c.mu.Lock()
+	if len(c.unread) > 0 {
+		defer c.mu.Unlock()
+		n := copy(b, c.unread)
+		c.unread = c.unread[n:]
+		return n, nil
+	}
+	c.mu.Unlock()
+	return c.Conn.Read(b)
+}
+
+func (c *movedConn) rest() []byte {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.unread
+}
+
+// Moved gives what c consists of: the bare connection, the bytes that come
+// before those which are read from that, and the state.
+func (c *movedConn) Moved() (bare net.Conn, unread, state []byte) {
+	return c.Conn, c.rest(), c.state
+}
+
+// CloseWrite is the bare connection's.
+func (c *movedConn) CloseWrite() error {
+	if w, ok := c.Conn.(interface{ CloseWrite() error }); ok {
+		return w.CloseWrite()
+	}
+	return errors.ErrUnsupported
+}
+
+// adopt takes connections that an earlier generation moves here, and answers.
+// It consumes f. An error ends the conversation. died tells, if the answer
+// cannot be sent, whether the sender has died, and so has no copies.
+func (g *Generation) adopt(l *link, f *frameConnections, died func() bool) error {
+	defer dropFrame(f)
+	conv, err := newConverter()
+	if err != nil {
+		return l.sendWithin(g.cfg.StepTimeout, frameAdopted{Type: typeAdopted, Stop: shorten(err.Error())})
+	}
+	defer conv.close()
+	type newcomer struct {
+		way  *passage
+		conn *movedConn
+	}
+	var (
+		taken  []newcomer
+		answer = frameAdopted{Type: typeAdopted}
+	)
+	if g.cfg.NoMove {
+		answer.Stop = takesNone
+	}
+	ways := g.waysFor(f.Items)
+	for i, it := range f.Items {
+		way := ways[it.Listener]
+		if way == nil {
+			continue
+		}
+		fd := f.fds[i]
+		f.fds[i] = -1
+		c, err := receiveConn(conv, fd, it.Cookie)
+		if err != nil {
+			g.log.Warn("connection not taken", "listener", it.Listener, "error", err)
+			continue
+		}
+		if !way.expect(1) {
+			c.Close()
+			continue
+		}
+		taken = append(taken, newcomer{way, &movedConn{Conn: c, unread: it.Unread, state: it.State}})
+		answer.Cookies = append(answer.Cookies, it.Cookie)
+	}
+	// The sender has its copies until it gets this. So what is served here
+	// has been acknowledged, and what has not been is served there.
+	err = l.sendWithin(g.cfg.StepTimeout, answer)
+	keep := err == nil || died()
+	for _, n := range taken {
+		if keep {
+			n.way.arrive(n.conn)
+			continue
+		}
+		n.way.arrive(nil)
+		n.conn.Close()
+	}
+	g.log.Debug("connections moved here", "taken", len(answer.Cookies), "of", len(f.Items), "kept", keep)
+	return err
+}
+
+// takesNone is why a generation takes no connections.
+const takesNone = "this generation takes no connections"
+
+// waysFor finds the listeners of connections. In probation there are none: if
+// this process dies then, no connection of an earlier one may be lost.
+func (g *Generation) waysFor(items []movedItem) map[string]*passage {
+	ways := map[string]*passage{}
+	g.do(func() {
+		switch g.phase {
+		case PhaseOwner, PhaseHanding, PhaseGranting, PhaseStandby:
+		default:
+			return
+		}
+		for _, it := range items {
+			if s := g.byName[it.Listener]; s != nil && s.ln != nil && !g.cfg.NoMove {
+				ways[it.Listener] = s.way
+			}
+		}
+	})
+	return ways
+}
+
+// receiveConn makes a connection of a received descriptor, which it consumes.
+func receiveConn(conv *converter, fd int, want cookie) (net.Conn, error) {
+	info, err := inspect(fd)
+	switch {
+	case err != nil:
+	case !info.socket || info.accepting || info.cookie != want:
+		err = errors.New("the descriptor is not that connection")
+	}
+	if err != nil {
+		closeFD(fd)
+		return nil, err
+	}
+	return conv.conn(fd)
+}
+
+// parting is what a draining generation and its successor have to say to each
+// other: how the drain goes, and which connections move. It is one goroutine,
+// which looks for the next owner when the successor goes away.
+type parting struct {
+	g      *Generation
+	l      *link     // nil while there is no listener
+	dialed bool      // l was dialed, and is no takeover's
+	takes  bool      // the other side takes connections
+	batch  []*move   // sent, and not answered yet
+	queue  []*move   // to send first
+	tired  int       // how often nobody answered
+	give   *patience // until the answer, or until the other side says that it takes connections
+}
+
+// moveTries is how often a connection is sent to a process that goes away
+// before it answers: in a chain of takeovers there may be some.
+const moveTries = 4
+
+// sendBatch sends what wants to move, as far as it fits one packet.
+func (t *parting) sendBatch() {
+	var (
+		fds   []int
+		items []movedItem
+		size  int
+	)
+	defer func() { closeAll(fds) }()
+	next := func() *move {
+		if len(t.queue) > 0 {
+			m := t.queue[0]
+			t.queue = t.queue[1:]
+			return m
+		}
+		select {
+		case m := <-t.g.moves:
+			return m
+		default:
+			return nil
+		}
+	}
+	for len(items) < scm.MaxFDs {
+		m := next()
+		if m == nil {
+			break
+		}
+		// JSON makes 4 bytes of 3.
+		n := 128 + maxName + (len(m.item.Unread)+len(m.item.State))*4/3
+		if size+n > maxBatchJSON && len(items) > 0 {
+			t.queue = append(t.queue, m)
+			break
+		}
+		fd, c, err := sharedFD(m.conn)
+		if err != nil {
+			m.done <- fmt.Errorf("%w: %w", ErrNotMoved, err)
+			continue
+		}
+		m.item.Cookie = c
+		size += n
+		fds, items, t.batch = append(fds, fd), append(items, m.item), append(t.batch, m)
+	}
+	if len(items) == 0 {
+		return
+	}
+	ctx, cancel := context.WithTimeout(t.g.ctx, t.g.cfg.StepTimeout)
+	defer cancel()
+	t.give.reset(t.g.cfg.StepTimeout)
+	if err := t.l.send(ctx, frameConnections{Type: typeMoved, Items: items}, fds...); err != nil {
+		t.g.log.Debug("connections not sent", "error", err)
+		t.lose()
+	}
+}
+
+// answered is told what became of a batch.
+func (t *parting) answered(a *frameAdopted) {
+	taken := make(map[cookie]bool, len(a.Cookies))
+	for _, c := range a.Cookies {
+		taken[c] = true
+	}
+	for _, m := range t.batch {
+		if taken[m.item.Cookie] {
+			m.done <- nil
+		} else {
+			m.done <- fmt.Errorf("%w: the successor did not take it", ErrNotMoved)
+		}
+	}
+	t.batch, t.tired = nil, 0
+	t.give.Stop()
+	if a.Stop != "" {
+		t.g.log.Warn("the successor takes no more connections", "reason", a.Stop)
+		t.takes = false
+		t.g.movable.Store(false)
+		t.refuse("the successor takes no more connections")
+	}
+}
+
+// lose gives the listener up. What it has answered until then counts; what it
+// has not is still ours, since it must not serve that: its answer would fail.
+func (t *parting) lose() {
+	if t.l == nil {
+		return
+	}
+	t.l.conn.CloseRead()
+	for t.batch != nil {
+		in := <-t.l.in
+		if a, ok := in.frame.(*frameAdopted); ok {
+			t.answered(a)
+		}
+		if in.err != nil {
+			break
+		}
+	}
+	t.end()
+}
+
+// end forgets a listener that has gone, or that was told to.
+func (t *parting) end() {
+	t.l.close()
+	t.l, t.takes = nil, false
+	t.give.Stop()
+	for _, m := range t.batch {
+		if m.tries++; m.tries >= moveTries {
+			m.done <- fmt.Errorf("%w: %d processes went away before they answered", ErrNotMoved, m.tries)
+			continue
+		}
+		t.queue = append(t.queue, m)
+	}
+	t.batch = nil
+}
+
+// refuse answers everybody who waits.
+func (t *parting) refuse(why string) {
+	for _, m := range t.queue {
+		m.done <- fmt.Errorf("%w: %s", ErrNotMoved, why)
+	}
+	t.queue = nil
+}
