@@ -164,10 +164,13 @@ func BenchmarkAdded(b *testing.B) {
 	b.Run("request", func(b *testing.B) {
 		c, _ := wrap(reg, far, false)
 		e := reg.lookup(c)
+		head := make([]byte, 40)
 		defer reg.remove(e)
 		for b.Loop() {
+			e.setsDeadline()
 			e.reading(fullRead)
-			e.read(40)
+			e.took(head)
+			e.setsDeadline()
 			f.connState(c, http.StateActive)
 			f.ServeHTTP(nil, nil)
 			f.connState(c, http.StateIdle)

@@ -60,8 +60,21 @@ var (
 // A *tls.Conn, from a user's own TLS listener, stays as it is, since net/http
 // looks for exactly that type. It is told apart by its identity; that it was
 // closed after a hijack is found out by looking at its socket.
-func wrap(reg *registry, raw net.Conn, opaque bool) (net.Conn, bool) {
-	e := &entry{raw: raw, opaque: opaque}
+func (l *listener) wrap(raw net.Conn) (net.Conn, bool) {
+	reg := l.reg
+	var unread []byte
+	m, moved := raw.(Moved)
+	if moved {
+		raw, unread, _ = m.Moved()
+	}
+	e := &entry{raw: raw, opaque: l.opaque}
+	if mover, ok := l.Listener.(Mover); ok && !l.opaque && isPlain(raw) {
+		e.pass.mover, e.pass.known = mover, true
+	}
+	if moved {
+		e.pass.idle, e.pass.header = l.idle, l.header
+		e.arrive(unread)
+	}
 	var c net.Conn
 	switch rc := raw.(type) {
 	case *net.TCPConn:
@@ -80,6 +93,15 @@ func wrap(reg *registry, raw net.Conn, opaque bool) (net.Conn, bool) {
 		return nil, false
 	}
 	return c, true
+}
+
+// isPlain tells a bare connection from one that has a state of its own.
+func isPlain(c net.Conn) bool {
+	switch c.(type) {
+	case *net.TCPConn, *net.UnixConn:
+		return true
+	}
+	return false
 }
 
 func wrapOther(raw net.Conn, e *entry) net.Conn {
@@ -101,40 +123,20 @@ func (c *tcpConn) tracked() *entry   { return c.entry }
 func (c *unixConn) tracked() *entry  { return c.entry }
 func (c *otherConn) tracked() *entry { return c.entry }
 
-func (c *tcpConn) Read(b []byte) (int, error) {
-	c.entry.reading(len(b))
-	n, err := c.TCPConn.Read(b)
-	c.entry.read(n)
-	return n, err
-}
-
-func (c *unixConn) Read(b []byte) (int, error) {
-	c.entry.reading(len(b))
-	n, err := c.UnixConn.Read(b)
-	c.entry.read(n)
-	return n, err
-}
-
-func (c *otherConn) Read(b []byte) (int, error) {
-	c.entry.reading(len(b))
-	n, err := c.Conn.Read(b)
-	c.entry.read(n)
-	return n, err
-}
+func (c *tcpConn) Read(b []byte) (int, error)   { return c.entry.read(c.TCPConn, b) }
+func (c *unixConn) Read(b []byte) (int, error)  { return c.entry.read(c.UnixConn, b) }
+func (c *otherConn) Read(b []byte) (int, error) { return c.entry.read(c.Conn, b) }
 
 func (c *tcpConn) SetReadDeadline(t time.Time) error {
-	c.entry.setsDeadline()
-	return c.TCPConn.SetReadDeadline(t)
+	return c.entry.setReadDeadline(c.TCPConn, t)
 }
 
 func (c *unixConn) SetReadDeadline(t time.Time) error {
-	c.entry.setsDeadline()
-	return c.UnixConn.SetReadDeadline(t)
+	return c.entry.setReadDeadline(c.UnixConn, t)
 }
 
 func (c *otherConn) SetReadDeadline(t time.Time) error {
-	c.entry.setsDeadline()
-	return c.Conn.SetReadDeadline(t)
+	return c.entry.setReadDeadline(c.Conn, t)
 }
 
 // ReadFrom uses the connection's own, if it has one.
@@ -162,39 +164,30 @@ func (c *tcpConn) NetConn() net.Conn   { return c.TCPConn }
 func (c *unixConn) NetConn() net.Conn  { return c.UnixConn }
 func (c *otherConn) NetConn() net.Conn { return c.Conn }
 
-// fullRead is the size of the buffer through which net/http reads HTTP/1. A Read
-// of that size on an idle connection says that it waits for the next request
-// and has nothing of it yet; what was pipelined makes the Read smaller. Should
-// another Go have another size, idle connections all look busy, and stay open
-// until the stop timeout.
+// fullRead is the size of the buffer through which net/http reads HTTP/1.
 const fullRead = 4096
 
 // reading notes that nothing of the next request has come, if a Read of n bytes
-// proves that. In TLS it proves nothing.
+// proves that; see passport. Should another Go have another size or order, idle
+// connections all look busy, and stay open until the stop timeout. In TLS it
+// proves nothing.
 func (e *entry) reading(n int) {
-	if n != fullRead || e.opaque {
+	if n != fullRead || e.opaque || e.waits.Load() != 1 || e.muxed.Load() {
 		return
 	}
 	if st, _ := e.load(); st == http.StateIdle {
 		e.got.Store(false)
+		e.pass.known = e.pass.mover != nil
 	}
 }
 
-// read notes that bytes have come.
-func (e *entry) read(n int) {
-	if n > 0 && !e.got.Load() {
-		e.got.Store(true)
-	}
-}
-
-// setsDeadline notes that the next request has begun, if it is TLS that hides
-// its bytes: net/http sets one deadline before it waits for the first four of
-// them, and another one when they are there.
+// setsDeadline counts the deadlines that net/http sets while a connection is
+// idle: one before it waits for the first four bytes of the next request, and
+// another one when they are there. If it is TLS that hides its bytes, that is
+// how their coming is noticed.
 func (e *entry) setsDeadline() {
-	if !e.opaque || e.got.Load() {
-		return
-	}
-	if st, _ := e.load(); st == http.StateIdle && e.waits.Add(1) > 1 {
+	st, _ := e.load()
+	if st == http.StateIdle && e.waits.Add(1) > 1 && e.opaque {
 		e.got.Store(true)
 	}
 }

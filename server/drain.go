@@ -106,6 +106,7 @@ func (r *registry) begin(makePlan func() plan) {
 			r.tally.Hijacked++
 		}
 		r.tellLocked(e)
+		e.poke()
 	}
 	go r.run(r.plan)
 }
@@ -191,6 +192,9 @@ func (r *registry) sweep(p plan) time.Duration {
 // endLocked is when the time of an idle or silent connection is over. It
 // reports false if something is going on there.
 func (e *entry) endLocked(now, linger, silent time.Duration) (time.Duration, bool) {
+	if e.pass.leaving.Load() {
+		return 0, false
+	}
 	st, at := e.load()
 	at = max(at, e.reg.began)
 	if e.muxed.Load() {
@@ -225,6 +229,7 @@ func (r *registry) killAll() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.phase.CompareAndSwap(draining, killing)
+	r.stayMoves()
 	now := r.now()
 	for e := range r.entries {
 		if _, idle := e.endLocked(now, 0, 0); idle {
@@ -267,6 +272,7 @@ func (r *registry) finish() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.phase.Store(stopped)
+	r.stayMoves()
 	r.report = r.tally
 	for e := range r.entries {
 		r.report.count(e.outcome)

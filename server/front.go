@@ -53,11 +53,7 @@ func (s *Server) newFront(useTLS bool) (*front, error) {
 	f.http.TLSConfig = s.TLSConfig.Clone()
 	f.http.Handler = f
 	f.http.ConnState = f.connState
-	if hook := s.ConnContext; hook != nil {
-		f.http.ConnContext = func(ctx context.Context, c net.Conn) context.Context {
-			return hook(ctx, unwrap(c))
-		}
-	}
+	f.http.ConnContext = f.connContext
 	if _, own := s.TLSNextProto[protoTLS]; !own {
 		f.framed = h2.TLSNextProto[protoUnencrypted]
 		f.conns = make(map[*h2Conn]struct{})
@@ -148,6 +144,19 @@ func (f *front) serveTLS(ln *listener, certFile, keyFile string) error {
 	return f.http.ServeTLS(ln, certFile, keyFile)
 }
 
+// connContext lets handlers' requests find their connection, if that may move.
+func (f *front) connContext(ctx context.Context, c net.Conn) context.Context {
+	if hook := f.server.ConnContext; hook != nil {
+		if ctx = hook(ctx, unwrap(c)); ctx == nil {
+			return nil // net/http says what it thinks of that
+		}
+	}
+	if e := f.server.reg.lookup(c); e != nil && e.pass.mover != nil {
+		ctx = context.WithValue(ctx, entryKey{}, e)
+	}
+	return ctx
+}
+
 // shutdownHTTP2 makes all HTTP/2 connections send net/http's GOAWAY.
 func (f *front) shutdownHTTP2() { f.h2.Shutdown(context.Background()) }
 
@@ -175,12 +184,15 @@ func (f *front) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// announces reports whether the answer to r can say that the connection is to
-// close. With HTTP/2 net/http would refuse at once what comes after it. And
+// announces reports whether the answer to r is to say that the connection is to
+// close. It need not, if the connection can go on elsewhere. With HTTP/2 net/http would refuse at once what comes after it. And
 // what a proxy adds for an upgrade must stay the only value.
 func (f *front) announces(r *http.Request) bool {
 	if r.ProtoMajor >= 2 {
 		return f.framed == nil
+	}
+	if e := entryOf(r); e != nil && e.movable() {
+		return false
 	}
 	return r.Header["Upgrade"] == nil
 }
@@ -227,6 +239,7 @@ func (f *front) nextProto(proto string, serve protoFunc) protoFunc {
 		default:
 			if e != nil {
 				e.muxed.Store(true)
+				e.pass.forget()
 			}
 			if f.framed != nil {
 				f.serveHTTP2(hs, nc, h)

@@ -210,3 +210,8 @@ func (l *lockedBuilder) String() string {
 }
 
 func (l *lockedBuilder) logger() *log.Logger { return log.New(l, "", 0) }
+
+// wrap is what a listener does with what it has accepted.
+func wrap(r *registry, raw net.Conn, opaque bool) (net.Conn, bool) {
+	return (&listener{reg: r, opaque: opaque}).wrap(raw)
+}

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"net"
 	"net/http"
+	"time"
 )
 
 // ErrServerClosed is returned by the Serve methods once Stop, Shutdown or Close
@@ -33,6 +34,8 @@ type listener struct {
 	net.Listener
 	reg    *registry
 	opaque bool // TLS is spoken on what it accepts
+
+	idle, header time.Duration // net/http's timeouts
 }
 
 func (l *listener) Accept() (net.Conn, error) {
@@ -41,7 +44,7 @@ func (l *listener) Accept() (net.Conn, error) {
 		if err != nil {
 			return nil, l.acceptError(err)
 		}
-		if c, ok := wrap(l.reg, raw, l.opaque); ok {
+		if c, ok := l.wrap(raw); ok {
 			return c, nil
 		}
 		raw.Close()

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"context"
 	"crypto/tls"
 	"net"
 	"net/http"
@@ -49,6 +50,9 @@ type registry struct {
 	closed   chan struct{} // closed when every Close has returned or was given up
 	done     chan struct{} // closed when report is final
 
+	moving    context.Context // of moves; ends when what is left is killed
+	stayMoves context.CancelFunc
+
 	plan   plan
 	began  time.Duration // since epoch
 	tally  Report
@@ -62,10 +66,11 @@ type entry struct {
 	raw    net.Conn      // as the listener gave it
 	state  atomic.Uint64 // packed by pack
 	got    atomic.Bool   // while new or idle: something of a request has been read
-	waits  atomic.Int32  // while idle, in TLS: read deadlines that net/http has set
+	waits  atomic.Int32  // while idle: read deadlines that net/http has set
 	muxed  atomic.Bool   // HTTP/2: says goodbye by itself
 	opaque bool          // TLS: bytes read may be a handshake instead of a request
 	cancel func()        // ends its handler's context; may be nil
+	pass   passport
 
 	// Guarded by reg.mu.
 	outer   net.Conn      // as its handler sees it: raw, wrapped, and perhaps in TLS
@@ -108,6 +113,7 @@ func (r *registry) initLocked() {
 	r.killNow = make(chan struct{})
 	r.closed = make(chan struct{})
 	r.done = make(chan struct{})
+	r.moving, r.stayMoves = context.WithCancel(context.Background())
 }
 
 func (r *registry) now() time.Duration { return time.Since(r.epoch) }
@@ -184,6 +190,13 @@ func (r *registry) removeLocked(e *entry) {
 	}
 }
 
+// left is told that a connection is the successor's.
+func (r *registry) left(e *entry) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	e.outcome = moved
+}
+
 // lookup finds the entry of a connection as net/http shows it to its hooks.
 func (r *registry) lookup(nc net.Conn) *entry {
 	if t, ok := nc.(tracked); ok {
@@ -212,12 +225,15 @@ func (r *registry) forgetForeign(e *entry) {
 func (r *registry) setState(e *entry, nc net.Conn, st http.ConnState) {
 	switch st {
 	case http.StateActive:
+		if !e.muxed.Load() {
+			e.pass.forget()
+		}
 		e.state.Store(pack(st, r.now()))
 	case http.StateIdle:
+		e.waits.Store(0)
 		if e.opaque {
 			// A guess, since bytes of the next request may have come with
 			// the last one. setsDeadline corrects it.
-			e.waits.Store(0)
 			e.got.Store(false)
 		}
 		e.state.Store(pack(st, r.now()))

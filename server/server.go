@@ -39,10 +39,6 @@ type Server struct {
 	// over, less than zero not at all.
 	Linger time.Duration
 
-	// NoMove keeps all connections here in a drain, also those whose listener
-	// can move them to a successor.
-	NoMove bool
-
 	// OnHijackedDrain is called, if it is not nil, for each connection that
 	// a handler has hijacked when the drain begins, with the net.Conn that
 	// Hijack returned, each time in a goroutine of its own: to tell a
@@ -72,7 +68,14 @@ func (s *Server) Serve(ln net.Listener) error {
 		ln.Close()
 		return err
 	}
-	return f.serve(&listener{Listener: ln, reg: &s.reg})
+	idle, header := s.IdleTimeout, s.ReadHeaderTimeout
+	if idle == 0 {
+		idle = s.ReadTimeout
+	}
+	if header == 0 {
+		header = s.ReadTimeout
+	}
+	return f.serve(&listener{Listener: ln, reg: &s.reg, idle: idle, header: header})
 }
 
 // ServeTLS is Serve for connections that speak TLS. The files may be empty if

@@ -73,6 +73,8 @@ func (s *StreamServer) Serve(ln net.Listener) error {
 		delay = 0
 		ctx, cancel := context.WithCancel(context.Background())
 		e := &entry{raw: c, cancel: cancel}
+		e.pass.mover, _ = ln.(Mover)
+		ctx = context.WithValue(ctx, entryKey{}, e)
 		e.state.Store(pack(http.StateActive, 0))
 		if !s.reg.add(e) {
 			cancel()
@@ -124,6 +126,49 @@ func (s *StreamServer) log(msg string, args ...any) {
 	if s.Logger != nil {
 		s.Logger.Error(msg, args...)
 	}
+}
+
+// ErrNotMovable is returned by Move if there is nobody who could take the
+// connection: the server does not drain, or has no successor.
+var ErrNotMovable = errors.New("server: connection cannot be moved")
+
+// Move gives the connection of a handler to the successor, in whose listener it
+// comes out of Accept, and from there to its Handler. ctx is the one that the
+// handler was called with, or one derived from it. unread is what the handler
+// has read and not dealt with: it is the first that the next one reads. state
+// is what that one needs in order to go on where this one stops; see MovedState.
+//
+// It can be called during a drain, by a handler that nothing else is reading or
+// writing for. After nil the handler must return, and not touch the connection.
+// After an error nothing has changed. The limits on unread and state are the
+// listener's.
+func (s *StreamServer) Move(ctx context.Context, unread, state []byte) error {
+	e, _ := ctx.Value(entryKey{}).(*entry)
+	if e == nil || e.reg != &s.reg {
+		return errors.New("server: Move with a context that does not come from this server")
+	}
+	if s.reg.phase.Load() != draining || !e.movable() {
+		return ErrNotMovable
+	}
+	if err := e.pass.mover.MoveConn(s.reg.moving, e.raw, unread, state); err != nil {
+		return err
+	}
+	s.reg.left(e)
+	return nil
+}
+
+// MovedState returns what Move was given as state, if the connection of the
+// handler that was called with ctx was moved here.
+func MovedState(ctx context.Context) (state []byte, ok bool) {
+	e, _ := ctx.Value(entryKey{}).(*entry)
+	if e == nil {
+		return nil, false
+	}
+	m, ok := e.raw.(Moved)
+	if ok {
+		_, _, state = m.Moved()
+	}
+	return state, ok
 }
 
 // Stop drains the server: it closes the listeners, waits at most StopTimeout

@@ -1,0 +1,260 @@
+package server
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"net"
+	"net/http"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// A Mover is a listener that can give a connection that it has accepted to the
+// process that owns the listener now. Package handover's listeners are Movers.
+type Mover interface {
+	// Movable reports whether MoveConn has a chance now.
+	Movable() bool
+
+	// MoveConn gives c away, together with bytes that were read from it and
+	// not dealt with, and with state for whoever serves it next. After nil
+	// c must only be closed; after an error it is served on. ctx bounds the
+	// time until c is on its way.
+	MoveConn(ctx context.Context, c net.Conn, unread, state []byte) error
+}
+
+// A Moved is a connection that was moved here, as a Mover's Accept returns it.
+type Moved interface {
+	net.Conn
+
+	// Moved returns what the connection consists of: the bare one, bytes that
+	// come before what is read from that, and state.
+	Moved() (bare net.Conn, unread, state []byte)
+}
+
+// errMoved is what net/http reads from a connection that has been moved. A
+// *net.OpError of a read is what it takes quietly also in the middle of a
+// request's head; the connection is closed by then.
+var errMoved error = &net.OpError{Op: "read", Net: "tcp", Err: errors.New("connection moved")}
+
+// maxHead is how much of an incomplete request head moves with a connection.
+const maxHead = 4 << 10
+
+var headEnd = []byte("\r\n\r\n")
+
+// A passport is what it takes to move a connection between two requests.
+//
+// Between two requests net/http does, in this order: report StateIdle, set a
+// read deadline, peek at the next four bytes through its buffer of 4,096, set
+// another read deadline, read the request's head, and report StateActive. (A
+// test guards that order.) If the peek makes a read of the full size, the buffer
+// is empty and nothing of the next request has been read. From there on what
+// is read is remembered, until the head is complete. A read of full size at any
+// other moment proves nothing: it may be in the middle of a pipelined request.
+type passport struct {
+	mover Mover // nil: stays here
+
+	// Of the connection's goroutine.
+	known  bool   // head is all that has been read of the next request
+	head   []byte // an incomplete head
+	unread []byte // came with the connection and is read first
+
+	// A connection that was moved here is new to net/http.
+	fresh        bool          // nothing has been read
+	since        time.Time     // it is here
+	late         time.Duration // from then to its first bytes
+	idle, header time.Duration // as net/http has them for connections of its own
+
+	stays   atomic.Bool // a move has failed
+	leaving atomic.Bool // being moved
+
+	mu       sync.Mutex
+	waiting  bool      // in a read that may be interrupted
+	poked    bool      // interrupted: the deadline is not net/http's
+	deadline time.Time // net/http's
+}
+
+// forget notes that what has been read belongs to net/http.
+func (p *passport) forget() { p.known, p.head = false, nil }
+
+// note remembers bytes of a head.
+func (p *passport) note(b []byte) {
+	if !p.known || len(b) == 0 {
+		return
+	}
+	if p.mover == nil || len(p.head)+len(b) > maxHead {
+		p.forget()
+		return
+	}
+	if len(p.head) == 0 && bytes.Contains(b, headEnd) { // nearly always
+		p.forget()
+		return
+	}
+	p.head = append(p.head, b...)
+	if bytes.Contains(p.head[max(0, len(p.head)-len(b)-len(headEnd)+1):], headEnd) {
+		p.forget()
+	}
+}
+
+// read is the Read of a wrapped connection.
+func (e *entry) read(c net.Conn, b []byte) (int, error) {
+	if len(e.pass.unread) > 0 {
+		n := copy(b, e.pass.unread)
+		e.pass.unread = e.pass.unread[n:]
+		e.took(b[:n])
+		return n, nil
+	}
+	e.reading(len(b))
+	if !e.pass.known || e.pass.mover == nil {
+		n, err := c.Read(b)
+		e.took(b[:n])
+		return n, err
+	}
+	for {
+		if e.mayLeave() {
+			if e.leave(c) {
+				return 0, errMoved
+			}
+		}
+		n, err := c.Read(b)
+		if e.interrupted(c) && n == 0 && errors.Is(err, os.ErrDeadlineExceeded) {
+			continue
+		}
+		e.took(b[:n])
+		return n, err
+	}
+}
+
+// took notes that bytes have come.
+func (e *entry) took(b []byte) {
+	if len(b) == 0 {
+		return
+	}
+	if !e.got.Load() {
+		e.got.Store(true)
+	}
+	if e.pass.fresh {
+		e.begins()
+	}
+	e.pass.note(b)
+}
+
+// mayLeave reports whether the connection is to be moved now. If not, a read
+// begins that may be interrupted for that.
+func (e *entry) mayLeave() bool {
+	p := &e.pass
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if e.reg.phase.Load() == draining && e.movable() {
+		return true
+	}
+	p.waiting = true
+	return false
+}
+
+// interrupted ends such a read.
+func (e *entry) interrupted(c net.Conn) bool {
+	p := &e.pass
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.waiting = false
+	if !p.poked {
+		return false
+	}
+	p.poked = false
+	c.SetReadDeadline(p.deadline)
+	return true
+}
+
+// poke interrupts the read of a connection that is to be moved.
+func (e *entry) poke() {
+	p := &e.pass
+	if p.mover == nil || !e.movable() {
+		return
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.waiting && !p.poked {
+		p.poked = true
+		e.raw.SetReadDeadline(time.Unix(1, 0))
+	}
+}
+
+// movable reports whether a move may be tried.
+func (e *entry) movable() bool {
+	return e.pass.mover != nil && !e.muxed.Load() && !e.pass.stays.Load() && e.pass.mover.Movable()
+}
+
+// leave moves the connection. It is called by the goroutine that reads it.
+func (e *entry) leave(c net.Conn) bool {
+	p := &e.pass
+	p.leaving.Store(true)
+	defer p.leaving.Store(false)
+	if err := p.mover.MoveConn(e.reg.moving, e.raw, p.head, nil); err != nil {
+		p.stays.Store(true)
+		return false
+	}
+	e.reg.left(e)
+	c.Close() // here only: no FIN, since the socket is open elsewhere
+	return true
+}
+
+// setReadDeadline is net/http's SetReadDeadline.
+func (e *entry) setReadDeadline(c net.Conn, t time.Time) error {
+	e.setsDeadline()
+	p := &e.pass
+	if p.mover == nil {
+		return c.SetReadDeadline(t)
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.fresh {
+		return nil
+	}
+	if st, _ := e.load(); p.late > 0 && st == http.StateNew && !t.IsZero() {
+		t = t.Add(p.late)
+	}
+	p.deadline = t
+	if p.poked {
+		return nil
+	}
+	return c.SetReadDeadline(t)
+}
+
+// arrive prepares a connection that was moved here. It is new to net/http, which
+// gives it the time for a request's head from now on. But it is idle, and has
+// the time for that, until its first bytes come; then all that net/http has
+// reckoned from the beginning begins.
+func (e *entry) arrive(unread []byte) {
+	p := &e.pass
+	p.unread, p.fresh, p.since = unread, true, time.Now()
+	if p.idle > 0 {
+		p.deadline = p.since.Add(p.idle)
+		e.raw.SetReadDeadline(p.deadline)
+	}
+}
+
+// begins is called when the first bytes have come.
+func (e *entry) begins() {
+	p := &e.pass
+	now := time.Now()
+	p.fresh, p.late = false, now.Sub(p.since)
+	var t time.Time
+	if p.header > 0 {
+		t = now.Add(p.header)
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.deadline = t
+	e.raw.SetReadDeadline(t)
+}
+
+// entryOf finds the connection of a request.
+func entryOf(r *http.Request) *entry {
+	e, _ := r.Context().Value(entryKey{}).(*entry)
+	return e
+}
+
+type entryKey struct{}
