@@ -47,7 +47,10 @@ func takeoversUnderLoad(b *bench, n int, spec loadSpec, flags ...string) {
 		owner = successor
 	}
 	took := time.Since(begin)
-	load.wantPerfect(n + 1)
+	res := load.wantPerfect(n + 1)
+	if moves := spec.KeepAlive && spec.CA == nil; moves && res.AnnouncedReconnects != 0 {
+		b.t.Errorf("%d clients had to connect anew, want none", res.AnnouncedReconnects)
+	}
 	b.t.Logf("%d takeovers in %v", n, took.Round(time.Millisecond))
 	b.wantRun(0, "stopped", "stop")
 	owner.wantCode(0)
