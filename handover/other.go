@@ -74,6 +74,7 @@ func (*word) close()                   {}
 type process struct{}
 
 func watchProcess(int) (*process, error)       { return nil, errUnsupported }
+func watchReceived(int) (*process, error)      { return nil, errUnsupported }
 func (*process) diesWithin(time.Duration) bool { return false }
 func (*process) deadC() <-chan struct{}        { return nil }
 func (*process) kill() error                   { return errNoPidfd }

@@ -20,18 +20,24 @@ type process struct {
 	done sync.WaitGroup
 }
 
-// watchProcess watches the process of pidfd, which it consumes.
-func watchProcess(pidfd int) (*process, error) {
+// watchReceived is watchProcess for a descriptor that a peer calls a pidfd.
+func watchReceived(fd int) (*process, error) {
 	// Only a pidfd has a Pid line there: pidfd_open(2).
-	info, err := os.ReadFile(fmt.Sprintf("/proc/self/fdinfo/%d", pidfd))
+	info, err := os.ReadFile(fmt.Sprintf("/proc/self/fdinfo/%d", fd))
 	if err == nil && !strings.Contains(string(info), "\nPid:\t") {
 		err = errors.New("descriptor is no pidfd")
 	}
-	if err == nil {
-		// Only what does not block is watched by the runtime poller.
-		err = os.NewSyscallError("fcntl", unix.SetNonblock(pidfd, true))
-	}
 	if err != nil {
+		unix.Close(fd)
+		return nil, err
+	}
+	return watchProcess(fd)
+}
+
+// watchProcess watches the process of pidfd, which it consumes.
+func watchProcess(pidfd int) (*process, error) {
+	// Only what does not block is watched by the runtime poller.
+	if err := os.NewSyscallError("fcntl", unix.SetNonblock(pidfd, true)); err != nil {
 		unix.Close(pidfd)
 		return nil, err
 	}

@@ -82,7 +82,7 @@ func (r *receiver) run(ctx context.Context) (*Generation, error) {
 	if err := r.hello(ctx); err != nil {
 		return nil, err
 	}
-	const worthwhile = 32
+	const worthwhile = 8
 	if r.welcome.Count >= worthwhile {
 		r.conversions = startConversions(r.welcome.Count)
 		defer r.conversions.finish()
@@ -136,7 +136,7 @@ func (r *receiver) hello(ctx context.Context) error {
 		f, fds, err := r.link.recv(ctx)
 		// The one descriptor that may come is the owner's pidfd.
 		if len(fds) == 1 && err == nil {
-			if r.proc, err = watchProcess(fds[0]); err != nil {
+			if r.proc, err = watchReceived(fds[0]); err != nil {
 				return fmt.Errorf("the owner's pidfd: %w", err)
 			}
 		} else {
