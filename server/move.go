@@ -205,7 +205,7 @@ func (e *entry) leave(c net.Conn) bool {
 func (e *entry) setReadDeadline(c net.Conn, t time.Time) error {
 	e.setsDeadline()
 	p := &e.pass
-	if p.mover == nil {
+	if p.mover == nil && p.since.IsZero() {
 		return c.SetReadDeadline(t)
 	}
 	p.mu.Lock()
