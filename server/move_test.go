@@ -54,6 +54,11 @@ func (l *moverListener) Accept() (net.Conn, error) {
 	case c := <-l.arrived:
 		return c, nil
 	case <-l.gone:
+	}
+	select {
+	case c := <-l.arrived: // nobody else has it
+		return c, nil
+	default:
 		return nil, net.ErrClosed
 	}
 }
@@ -298,6 +303,16 @@ func (s *Server) allRead(n int) bool {
 	return false
 }
 
+// keepsOne reports whether there is one connection, which could not be moved.
+func (s *Server) keepsOne() bool {
+	s.reg.mu.Lock()
+	defer s.reg.mu.Unlock()
+	for e := range s.reg.entries {
+		return e.pass.stays.Load()
+	}
+	return false
+}
+
 // Requests that come in one piece with others are answered in order, each once.
 // The connection moves when none is left.
 func TestPipelinedRequestsAcrossAMove(t *testing.T) {
@@ -357,7 +372,9 @@ func TestConnectionThatCannotMoveLingers(t *testing.T) {
 	c.get("/")
 	eventually(t, "it is idle", func() bool { return g.srv.Counts().Idle == 1 })
 	g.last.fails.Store(true)
+	old := g.srv
 	stop := g.replace()
+	eventually(t, "the move has failed", old.keepsOne)
 	resp, _ := c.get("/")
 	if got := resp.Header.Get("Generation"); got != "1" {
 		t.Errorf("generation %s has answered", got)
