@@ -603,9 +603,13 @@ func TestMovesUnderOddLoad(t *testing.T) {
 		done = make(chan struct{})
 		n    atomic.Int64
 	)
-	for i := range clients {
+	conns := make([]*client, clients)
+	for i := range conns {
+		conns[i] = dialTCP(t, g.addr)
+	}
+	eventually(t, "all are known", func() bool { return g.srv.Counts().Open() == clients })
+	for i, c := range conns {
 		wg.Go(func() {
-			c := dialTCP(t, g.addr)
 			defer c.Close()
 			rng := rand.New(rand.NewPCG(1, uint64(i)))
 			for id := 0; ; {

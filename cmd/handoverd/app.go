@@ -45,6 +45,7 @@ func newApp(o *options, c *console, child *launcher) (*app, error) {
 		Server: http.Server{
 			ReadHeaderTimeout: time.Minute,
 			ErrorLog:          slog.NewLogLogger(handler, slog.LevelWarn),
+			Protocols:         protocols(),
 		},
 		StopTimeout: o.drainTimeout.orNone(),
 		KillTimeout: o.killTimeout.orNone(),
@@ -59,6 +60,16 @@ func newApp(o *options, c *console, child *launcher) (*app, error) {
 	}
 	a.watch = newWatcher(a)
 	return a, nil
+}
+
+// protocols are all that net/http speaks. HTTP/2 on a plaintext listener is for
+// clients that know beforehand; there is no upgrade to it.
+func protocols() *http.Protocols {
+	p := new(http.Protocols)
+	p.SetHTTP1(true)
+	p.SetHTTP2(true)
+	p.SetUnencryptedHTTP2(true)
+	return p
 }
 
 // run serves until a successor has taken over or a stop was asked for, and
@@ -82,6 +93,9 @@ func (a *app) run(ctx context.Context, mode handover.Mode) error {
 	defer a.serving.Wait()
 	defer a.gen.Close()
 	a.srv.Handler = content.handler(a.gen.Number)
+	if err := a.shareTickets(); err != nil {
+		return err
+	}
 	if err := a.open(a.gen.Number() == 1); err != nil {
 		return err
 	}
@@ -111,6 +125,7 @@ func (a *app) takeOverOrStart(ctx context.Context, mode handover.Mode) (*handove
 		ReadyTimeout: time.Duration(a.opts.readyTimeout),
 		Probation:    a.opts.probation.orNone(),
 		Stats:        a.stats,
+		NoMove:       a.opts.noMigrate,
 		OnEvent:      a.watch.event,
 		Logger:       a.log,
 	}
@@ -211,15 +226,32 @@ func (a *app) outcome() error {
 // stats tells package handover of the connections. It runs at any time.
 func (a *app) stats() handover.Stats {
 	c := a.srv.Counts()
-	st := handover.Stats{Connections: connections(c), Oldest: c.Oldest}
+	st := handover.Stats{Connections: connections(c), Ended: ended(c), Oldest: c.Oldest}
 	if ends := a.drainEnds.Load(); ends != 0 {
 		st.Remaining = max(0, time.Until(time.Unix(0, ends)))
 	}
 	return st
 }
 
+// connections counts the open ones. In a drain it does not matter whether one
+// that is waited for has ever been used.
 func connections(c server.Counts) map[string]int64 {
+	if c.Draining {
+		return map[string]int64{
+			"active": int64(c.Active), "lingering": int64(c.Lingering), "hijacked": int64(c.Hijacked),
+		}
+	}
 	return map[string]int64{
 		"new": int64(c.New), "active": int64(c.Active), "idle": int64(c.Idle), "hijacked": int64(c.Hijacked),
+	}
+}
+
+// ended counts those that a drain has brought to their end.
+func ended(c server.Counts) map[string]int64 {
+	if !c.Draining {
+		return nil
+	}
+	return map[string]int64{
+		"moved": int64(c.Moved), "finished": int64(c.Finished), "closed": int64(c.Closed), "killed": int64(c.Killed),
 	}
 }

@@ -22,6 +22,7 @@ type options struct {
 	drainTimeout duration
 	killTimeout  duration
 	linger       optionalDuration
+	noMigrate    bool
 	readyTimeout duration
 	probation    duration
 	revision     uint64
@@ -76,6 +77,7 @@ func (o *options) addServing(f *pflag.FlagSet) {
 	f.Var(&o.drainTimeout, "drain-timeout", "how long a drain may take before what is left is closed; 0: no time at all")
 	f.Var(&o.killTimeout, "kill-timeout", "how long to wait then for handlers to return")
 	f.Var(&o.linger, "linger", "how long an idle connection stays open during a drain, to be used once more (default: as long as the drain may take)")
+	f.BoolVar(&o.noMigrate, "no-migrate", false, "drain idle connections where they are, instead of moving them alive to the successor, or from the predecessor")
 	f.Var(&o.readyTimeout, "ready-timeout", "how long a successor of this process may take to be ready")
 	f.Var(&o.probation, "probation", "how long after a takeover the predecessor stands by to take the sockets back; 0: not at all")
 	f.StringVar(&o.root, "root", "", "serve the files below `DIR` instead of the built-in site")

@@ -165,6 +165,15 @@ func (p *process) signal(sig os.Signal) {
 	}
 }
 
+func (p *process) hasEnded() bool {
+	select {
+	case <-p.ended:
+		return true
+	default:
+		return false
+	}
+}
+
 // wantCode waits for the end and checks the exit code.
 func (p *process) wantCode(want int) {
 	p.t.Helper()

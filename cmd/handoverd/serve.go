@@ -15,9 +15,10 @@ func newServe(argv []string) *cobra.Command {
 control socket: that one is taken over from instead.
 
 Without --listen it takes what a socket activator (systemd) passes, or else
-listens on tcp://:8080. SIGTERM drains and ends; SIGUSR2 starts what is now
-found under the program's path as a successor. Every flag can also be given as
-a variable, as in HANDOVERD_DRAIN_TIMEOUT=30s.`,
+listens on tcp://:8080. It speaks HTTP/1.1 and HTTP/2, without TLS the latter
+to clients that know beforehand. SIGTERM drains and ends; SIGUSR2 starts what
+is now found under the program's path as a successor. Every flag can also be
+given as a variable, as in HANDOVERD_DRAIN_TIMEOUT=30s.`,
 		Example: `  handoverd serve --socket /run/app/handoverd.sock
   handoverd serve --listen web=tcp://:8080 --listen dns=udp://127.0.0.1:5353
   handoverd serve --root /srv/www --tls-cert cert.pem --tls-key key.pem

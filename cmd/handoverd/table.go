@@ -112,23 +112,43 @@ func drainTable(w io.Writer, all []handover.PeerStatus) {
 	}
 	fmt.Fprintln(w)
 	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(tw, "DRAINING\tPROGRAM\tCONNECTIONS\tOLDEST\tLEFT")
+	fmt.Fprintln(tw, "DRAINING\tPROGRAM\tCONNECTIONS\tENDED\tOLDEST\tLEFT")
 	for _, p := range all {
-		fmt.Fprintf(tw, "%d\t%s\t%s\t%s\t%s\n", p.Generation, orDash(strings.TrimSpace(p.Program+" "+p.Build)),
-			stateText(p.Stats), orDash(positive(p.Stats.Oldest)), orDash(positive(p.Stats.Remaining)))
+		fmt.Fprintf(tw, "%d\t%s\t%s\t%s\t%s\t%s\n", p.Generation, orDash(strings.TrimSpace(p.Program+" "+p.Build)),
+			stateText(p.Stats), orDash(endedText(p.Stats)), orDash(positive(p.Stats.Oldest)), orDash(positive(p.Stats.Remaining)))
 	}
 	tw.Flush()
 }
 
 func stateText(st handover.Stats) string {
+	if text := counted(st.Connections); text != "" {
+		return text
+	}
+	return "0"
+}
+
+// endedText is "120 moved, 3 finished", the best end first, or "" if there was
+// none.
+func endedText(st handover.Stats) string {
+	return counted(st.Ended, "moved", "finished", "closed", "killed")
+}
+
+// counted lists what there is any of: first what is named first, and then the
+// others by their names.
+func counted(all map[string]int64, first ...string) string {
 	var parts []string
-	for _, name := range slices.Sorted(maps.Keys(st.Connections)) {
-		if n := st.Connections[name]; n > 0 {
+	add := func(name string) {
+		if n := all[name]; n > 0 {
 			parts = append(parts, fmt.Sprintf("%d %s", n, name))
 		}
 	}
-	if len(parts) == 0 {
-		return "0"
+	for _, name := range first {
+		add(name)
+	}
+	for _, name := range slices.Sorted(maps.Keys(all)) {
+		if !slices.Contains(first, name) {
+			add(name)
+		}
 	}
 	return strings.Join(parts, ", ")
 }

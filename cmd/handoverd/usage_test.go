@@ -171,7 +171,7 @@ func TestStatusTable(t *testing.T) {
 			{Socket: handover.Socket{Name: "f", Kind: handover.KindFile}},
 		},
 		Draining: []handover.PeerStatus{{Generation: 2, Program: "app", Stats: handover.Stats{
-			Connections: map[string]int64{"hijacked": 4}, Remaining: 40 * time.Second,
+			Connections: map[string]int64{"hijacked": 4}, Ended: map[string]int64{"moved": 120, "finished": 3, "closed": 0}, Remaining: 40 * time.Second,
 		}}},
 		LastFailure: "it died",
 	}
@@ -183,7 +183,8 @@ func TestStatusTable(t *testing.T) {
 		"3, owner on probation for 1.5s more", "app v1", "pid 77, up 1h30m, owner for 1m0s",
 		"3 connections (1 active, 2 idle), oldest request 1.2s", "it died",
 		"web     tcp      [::]:80  2 of 4096", "f       file     -        -",
-		"2         app      4 hijacked   -       40s",
+		"DRAINING  PROGRAM  CONNECTIONS  ENDED                  OLDEST  LEFT",
+		"2         app      4 hijacked   120 moved, 3 finished  -       40s",
 	} {
 		if !strings.Contains(b.String(), want) {
 			t.Errorf("no %q in\n%s", want, b.String())

@@ -240,7 +240,7 @@ func (w *watcher) redraw() {
 func (w *watcher) showDrain(number, key uint64, st handover.Stats) {
 	if !w.a.console.terminal {
 		w.logged = time.Now()
-		w.a.log.Info("draining", "of", number, "connections", connectionText(st),
+		w.a.log.Info("draining", "of", number, "connections", connectionText(st), "ended", orDash(endedText(st)),
 			"oldest", st.Oldest.Round(time.Millisecond), "left", st.Remaining.Round(time.Millisecond))
 		return
 	}
@@ -257,7 +257,7 @@ func drainProgress(who string, st handover.Stats, most int64) progress {
 	}
 }
 
-// drainText says what is left of a drain.
+// drainText says what is left of a drain, and what has become of the rest.
 func drainText(st handover.Stats) string {
 	parts := []string{stateText(st)}
 	if st.Total() == 0 {
@@ -269,24 +269,22 @@ func drainText(st handover.Stats) string {
 	if st.Remaining > 0 {
 		parts = append(parts, seconds(st.Remaining)+" left")
 	}
-	return strings.Join(parts, ", ")
+	text := strings.Join(parts, ", ")
+	if past := endedText(st); past != "" {
+		text += "; " + past
+	}
+	return text
 }
 
 // connectionText is "3 connections (1 active, 2 idle)".
 func connectionText(st handover.Stats) string {
 	total := st.Total()
-	var states []string
-	for _, name := range slices.Sorted(maps.Keys(st.Connections)) {
-		if n := st.Connections[name]; n > 0 {
-			states = append(states, fmt.Sprintf("%d %s", n, name))
-		}
-	}
 	text := fmt.Sprintf("%d connections", total)
 	if total == 1 {
 		text = "1 connection"
 	}
-	if len(states) > 0 {
-		text += " (" + strings.Join(states, ", ") + ")"
+	if states := counted(st.Connections); states != "" {
+		text += " (" + states + ")"
 	}
 	return text
 }
