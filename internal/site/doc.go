@@ -13,7 +13,7 @@
 //	/echo         the request's body and X-Request-Id back, any method
 //	/sleep?for=   an answer after that time, at most 10 minutes
 //	/bytes?n=     n bytes that Verifier can check, at most 10 GiB
-//	/events       server-sent events, ten a second
+//	/events?n=    server-sent events, ten a second; with n so many, else until the drain
 //	/ws           WebSocket, each message is sent back
 //	/status.json  what the page shows
 //	/healthz      200 as long as the process answers

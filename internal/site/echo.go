@@ -11,7 +11,7 @@ import (
 
 const (
 	requestIDHeader = "X-Request-Id"
-	maxEcho         = 64 << 20
+	maxEcho         = 256 << 20
 	// smallEcho is the longest body that is read whole before it is answered.
 	smallEcho = 64 << 10
 )

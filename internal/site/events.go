@@ -15,10 +15,10 @@ const (
 	eventPatience = 30 * time.Second
 )
 
-// events sends an event every eventInterval. Ids go on from the Last-Event-ID
+// events sends an event every eventInterval, with n only so many. Ids go on from the Last-Event-ID
 // of a client that connects again, so they increase over generations too.
 //
-// When the drain begins the stream ends with an event "goodbye" and a retry
+// When the drain begins a stream without n ends with an event "goodbye" and a retry
 // time: an EventSource then connects again by itself, and its new connection
 // is accepted by the successor. The times are spread, so that not all clients
 // come at once.
@@ -27,6 +27,8 @@ func (s *site) events(w http.ResponseWriter, r *http.Request) {
 	h.Set("Content-Type", "text/event-stream")
 	h.Set("Cache-Control", "no-store")
 	h.Set("X-Accel-Buffering", "no")
+	left, err := strconv.Atoi(r.URL.Query().Get("n"))
+	bounded := err == nil && left > 0
 	id, _ := strconv.ParseUint(r.Header.Get("Last-Event-ID"), 10, 63) // 0 if there is none
 	stream := http.NewResponseController(w)
 	w.WriteHeader(http.StatusOK)
@@ -37,17 +39,22 @@ func (s *site) events(w http.ResponseWriter, r *http.Request) {
 	defer stream.SetWriteDeadline(time.Time{})
 	ticker := time.NewTicker(eventInterval)
 	defer ticker.Stop()
+	draining := s.cfg.Draining
+	if bounded {
+		draining = nil
+	}
 	for {
 		id++
 		// Not every ResponseWriter has deadlines; then the connection's rule.
 		_ = stream.SetWriteDeadline(time.Now().Add(eventPatience))
-		bye := s.draining()
-		if s.event(w, id, bye) != nil || stream.Flush() != nil || bye {
+		left--
+		bye := !bounded && s.draining()
+		if s.event(w, id, bye) != nil || stream.Flush() != nil || bye || bounded && left == 0 {
 			return
 		}
 		select {
 		case <-ticker.C:
-		case <-s.cfg.Draining:
+		case <-draining:
 		case <-r.Context().Done():
 			return
 		}

@@ -501,3 +501,20 @@ func TestWebSocketRefusesOtherOrigins(t *testing.T) {
 		t.Errorf("status %d", res.StatusCode)
 	}
 }
+
+// A stream with an end of its own does not care for the drain.
+func TestBoundedEventsGoOnInTheDrain(t *testing.T) {
+	draining := make(chan struct{})
+	close(draining)
+	w := httptest.NewRecorder()
+	New(Config{Generation: func() uint64 { return 1 }, Draining: draining}).ServeHTTP(w, httptest.NewRequest("GET", "/events?n=3", nil))
+	br := bufio.NewReader(w.Body)
+	for id := 1; id <= 3; id++ {
+		if e, err := readEvent(br); err != nil || e.id != fmt.Sprint(id) || e.kind != "" {
+			t.Errorf("event %+v, %v, want %d", e, err, id)
+		}
+	}
+	if e, err := readEvent(br); err == nil {
+		t.Errorf("a fourth event: %+v", e)
+	}
+}

@@ -3,7 +3,9 @@ package e2e
 import (
 	"bufio"
 	"context"
+	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"strconv"
 	"strings"
@@ -164,7 +166,10 @@ func TestWebSocketAcrossTakeover(t *testing.T) {
 }
 
 // A request is cut in two by a takeover. Whether it is the first one of its
-// connection or not, and wherever it is cut, it is answered.
+// connection or not, and wherever it is cut, it is answered: by the successor
+// if its head was not complete, else by the predecessor, and then the connection
+// goes on at the successor. Without migration the predecessor answers, and says
+// that the connection closes.
 func TestRequestCutInTwoByTakeover(t *testing.T) {
 	const whole = "POST /echo HTTP/1.1\r\nHost: cut\r\nX-Request-Id: 7\r\nContent-Length: 4\r\n\r\nbody"
 	const inHeader, inBody = 40, len(whole) - 2
@@ -176,54 +181,91 @@ func TestRequestCutInTwoByTakeover(t *testing.T) {
 		{"first request, in the request line", 6, true},
 		{"first request, in the header", inHeader, true},
 		{"first request, in the body", inBody, true},
+		{"second request, before the first byte", 0, false},
 		{"second request, first byte", 1, false},
 		{"second request, in the header", inHeader, false},
 		{"second request, in the body", inBody, false},
 	} {
-		t.Run(tt.name, func(t *testing.T) {
-			b := newBench(t)
-			owner := b.serve("--drain-timeout=20s")
-			c, err := b.client.dial("tcp", b.address("web"))
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer c.Close()
-			c.SetDeadline(time.Now().Add(2 * patience))
-			send := func(text string) {
-				t.Helper()
-				if _, err := io.WriteString(c, text); err != nil {
-					t.Fatal(err)
+		for _, flags := range [][]string{{"--drain-timeout=20s"}, {"--drain-timeout=20s", "--no-migrate"}} {
+			moves := len(flags) == 1
+			t.Run(fmt.Sprintf("%s, migration %v", tt.name, moves), func(t *testing.T) {
+				b := newBench(t)
+				owner := b.serve(flags...)
+				c := b.connect("web")
+				if !tt.fresh {
+					c.send(whole)
+					c.wantEcho("1", false)
 				}
-			}
-			br := bufio.NewReader(c)
-			wantEcho := func() (announced bool) {
-				t.Helper()
-				res, err := http.ReadResponse(br, nil)
-				if err != nil {
-					t.Fatal(err)
+				b.awaitStatus("the connection is accepted", func(st *handover.Status) bool { return st.Stats.Total() == 1 })
+				c.send(whole[:tt.at])
+				if tt.at == inBody {
+					b.awaitStatus("the request is at work", func(st *handover.Status) bool { return st.Stats.Connections["active"] == 1 })
 				}
-				body, err := io.ReadAll(res.Body)
-				if gen := res.Header.Get(site.GenerationHeader); err != nil || gen != "1" || string(body) != "body" {
-					t.Fatalf("generation %q answers %q, error %v", gen, body, err)
+				b.succeed(2, flags...)
+				b.wantGeneration(2)
+				switch {
+				case moves && tt.at < inBody:
+					owner.wantCode(0)
+					c.send(whole[tt.at:])
+					c.wantEcho("2", false)
+				case moves:
+					owner.wantAlive()
+					c.send(whole[tt.at:])
+					c.wantEcho("1", false)
+					owner.wantCode(0)
+				default:
+					owner.wantAlive()
+					c.send(whole[tt.at:])
+					// A handler that was at work before the drain announces nothing.
+					c.wantEcho("1", tt.at != inBody)
+					c.Close()
+					owner.wantCode(0)
+					return
 				}
-				return res.Close
-			}
-			if !tt.fresh {
-				send(whole)
-				wantEcho()
-			}
-			b.awaitStatus("the connection is accepted", func(st *handover.Status) bool { return st.Stats.Total() == 1 })
-			send(whole[:tt.at])
-			b.succeed(2)
-			b.wantGeneration(2)
-			owner.wantAlive()
-			send(whole[tt.at:])
-			// A handler that was at work before the drain announces nothing.
-			if announced := wantEcho(); !announced && tt.at != inBody {
-				t.Error("the answer does not say that the connection closes")
-			}
-			c.Close()
-			owner.wantCode(0)
-		})
+				c.send(whole)
+				c.wantEcho("2", false)
+			})
+		}
+	}
+}
+
+// A rawConn is a connection on which requests are written by hand.
+type rawConn struct {
+	net.Conn
+	t  testing.TB
+	br *bufio.Reader
+}
+
+// connect connects a client to a listener.
+func (b *bench) connect(name string) *rawConn {
+	b.t.Helper()
+	c, err := b.client.dial("tcp", b.address(name))
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	b.t.Cleanup(func() { c.Close() })
+	c.SetDeadline(time.Now().Add(3 * patience))
+	return &rawConn{c, b.t, bufio.NewReader(c)}
+}
+
+func (c *rawConn) send(text string) {
+	c.t.Helper()
+	if _, err := io.WriteString(c, text); err != nil {
+		c.t.Fatal(err)
+	}
+}
+
+// wantEcho reads an answer of /echo to a request with the body "body".
+func (c *rawConn) wantEcho(generation string, announced bool) {
+	c.t.Helper()
+	res, err := http.ReadResponse(c.br, nil)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	body, err := io.ReadAll(res.Body)
+	gen := res.Header.Get(site.GenerationHeader)
+	if err != nil || generation != "" && gen != generation || string(body) != "body" || res.Close != announced {
+		c.t.Fatalf("generation %q answers %q, announces a close %v, error %v; want generation %s, %v",
+			gen, body, res.Close, err, generation, announced)
 	}
 }
