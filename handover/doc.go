@@ -41,6 +41,22 @@
 // given to the application are the set's: closing one takes it out of the set.
 // Files from [Generation.File] are duplicates, and the caller's to close.
 //
+// # Live connections
+//
+// What a generation has accepted may go on in its successor, alive. A listener
+// from Listen has a method
+//
+//	MoveConn(ctx context.Context, c net.Conn, unread, state []byte) error
+//
+// that gives a connection to the successor once that one is settled, where it
+// comes out of Accept of the listener with the same name. There it is a
+// net.Conn that reads unread first, and has a method
+//
+//	Moved() (bare net.Conn, unread, state []byte)
+//
+// Package server uses both, for HTTP/1 by itself and for other protocols
+// through StreamServer.Move. [Config].NoMove turns it off.
+//
 // # What it is not
 //
 // It knows nothing of HTTP and drains nothing: package server does that. It

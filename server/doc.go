@@ -9,6 +9,11 @@
 //
 // Stop closes the listeners and lets what is open come to its end:
 //
+//   - A plaintext HTTP/1 connection whose listener is a [Mover], as those of
+//     package handover are, goes on in the successor, alive: at once if it is
+//     idle or has sent nothing or half a request's head, else after its answer.
+//     Its client notices nothing. What follows is for all others, and for those
+//     that the successor does not take.
 //   - Each HTTP/1 response whose handler starts from now on carries
 //     Connection: close. Nothing is closed that may have a request on its way:
 //     http.Server.Shutdown and SetKeepAlivesEnabled(false) do that, and each
