@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"runtime"
 	"testing"
+	"time"
 )
 
 var contenders = []struct {
@@ -167,10 +168,10 @@ func BenchmarkAdded(b *testing.B) {
 		head := make([]byte, 40)
 		defer reg.remove(e)
 		for b.Loop() {
-			e.setsDeadline()
+			e.setReadDeadline(far, time.Time{})
 			e.reading(fullRead)
 			e.took(head)
-			e.setsDeadline()
+			e.setReadDeadline(far, time.Time{})
 			f.connState(c, http.StateActive)
 			f.ServeHTTP(nil, nil)
 			f.connState(c, http.StateIdle)

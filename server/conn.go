@@ -66,6 +66,9 @@ func (l *listener) wrap(raw net.Conn) (net.Conn, bool) {
 	m, moved := raw.(Moved)
 	if moved {
 		raw, unread, _ = m.Moved()
+		if l.opaque { // it speaks no TLS, and would be told so instead of answered
+			return nil, false
+		}
 	}
 	e := &entry{raw: raw, opaque: l.opaque}
 	if mover, ok := l.Listener.(Mover); ok && !l.opaque && isPlain(raw) {
@@ -185,8 +188,7 @@ func (e *entry) reading(n int) {
 // idle: one before it waits for the first four bytes of the next request, and
 // another one when they are there. If it is TLS that hides its bytes, that is
 // how their coming is noticed.
-func (e *entry) setsDeadline() {
-	st, _ := e.load()
+func (e *entry) setsDeadline(st http.ConnState) {
 	if st == http.StateIdle && e.waits.Add(1) > 1 && e.opaque {
 		e.got.Store(true)
 	}

@@ -70,11 +70,16 @@ type passport struct {
 	stays   atomic.Bool // a move has failed
 	leaving atomic.Bool // being moved
 
-	mu       sync.Mutex
-	waiting  bool      // in a read that may be interrupted
-	poked    bool      // interrupted: the deadline is not net/http's
-	deadline time.Time // net/http's
+	waiting  atomic.Int32 // one of the three below
+	mu       sync.Mutex   // held while the deadline is set
+	deadline time.Time    // net/http's, while new or idle
 }
+
+const (
+	notWaiting  = iota
+	inRead      // which may be interrupted
+	interrupted // the deadline is not net/http's
+)
 
 // forget notes that what has been read belongs to net/http.
 func (p *passport) forget() { p.known, p.head = false, nil }
@@ -119,7 +124,7 @@ func (e *entry) read(c net.Conn, b []byte) (int, error) {
 			}
 		}
 		n, err := c.Read(b)
-		if e.interrupted(c) && n == 0 && errors.Is(err, os.ErrDeadlineExceeded) {
+		if e.endRead(c) && n == 0 && errors.Is(err, os.ErrDeadlineExceeded) {
 			continue
 		}
 		e.took(b[:n])
@@ -144,26 +149,22 @@ func (e *entry) took(b []byte) {
 // mayLeave reports whether the connection is to be moved now. If not, a read
 // begins that may be interrupted for that.
 func (e *entry) mayLeave() bool {
-	p := &e.pass
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if e.reg.phase.Load() == draining && e.movable() {
-		return true
-	}
-	p.waiting = true
-	return false
-}
-
-// interrupted ends such a read.
-func (e *entry) interrupted(c net.Conn) bool {
-	p := &e.pass
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.waiting = false
-	if !p.poked {
+	e.pass.waiting.Store(inRead)
+	if e.reg.phase.Load() != draining || !e.movable() {
 		return false
 	}
-	p.poked = false
+	e.endRead(e.raw)
+	return true
+}
+
+// endRead ends such a read, and reports whether it was interrupted.
+func (e *entry) endRead(c net.Conn) bool {
+	p := &e.pass
+	if p.waiting.Swap(notWaiting) != interrupted {
+		return false
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	c.SetReadDeadline(p.deadline)
 	return true
 }
@@ -176,8 +177,7 @@ func (e *entry) poke() {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.waiting && !p.poked {
-		p.poked = true
+	if p.waiting.CompareAndSwap(inRead, interrupted) {
 		e.raw.SetReadDeadline(time.Unix(1, 0))
 	}
 }
@@ -203,7 +203,11 @@ func (e *entry) leave(c net.Conn) bool {
 
 // setReadDeadline is net/http's SetReadDeadline.
 func (e *entry) setReadDeadline(c net.Conn, t time.Time) error {
-	e.setsDeadline()
+	st, _ := e.load()
+	if st != http.StateNew && st != http.StateIdle {
+		return c.SetReadDeadline(t)
+	}
+	e.setsDeadline(st)
 	p := &e.pass
 	if p.mover == nil && p.since.IsZero() {
 		return c.SetReadDeadline(t)
@@ -213,11 +217,11 @@ func (e *entry) setReadDeadline(c net.Conn, t time.Time) error {
 	if p.fresh {
 		return nil
 	}
-	if st, _ := e.load(); p.late > 0 && st == http.StateNew && !t.IsZero() {
+	if p.late > 0 && st == http.StateNew && !t.IsZero() {
 		t = t.Add(p.late)
 	}
 	p.deadline = t
-	if p.poked {
+	if p.waiting.Load() == interrupted {
 		return nil
 	}
 	return c.SetReadDeadline(t)

@@ -236,7 +236,11 @@ func (r *registry) setState(e *entry, nc net.Conn, st http.ConnState) {
 			// the last one. setsDeadline corrects it.
 			e.got.Store(false)
 		}
-		e.state.Store(pack(st, r.now()))
+		var at time.Duration // only a drain asks since when it is idle
+		if r.phase.Load() != serving {
+			at = r.now()
+		}
+		e.state.Store(pack(st, at))
 	case http.StateNew:
 		if _, known := nc.(tracked); !known {
 			r.mu.Lock()
