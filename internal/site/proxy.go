@@ -110,6 +110,11 @@ func (f *Forwarder) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		w.Header().Del(GenerationHeader)
 		r = r.WithContext(context.WithValue(r.Context(), generationKey{}, gen))
 	}
+	// Without this net/http closes the body of the request when the answer
+	// begins. If the transport has sent all of it by then, but not yet seen its
+	// end, it takes that for an error and cuts the answer off. HTTP/2 has no
+	// need of it, and says so.
+	_ = http.NewResponseController(w).EnableFullDuplex()
 	f.proxy.ServeHTTP(w, r)
 }
 

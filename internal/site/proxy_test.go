@@ -232,3 +232,44 @@ func TestProxyErrors(t *testing.T) {
 		}
 	}
 }
+
+// The answer may begin before the request has ended: what net/http would do with
+// the rest of the body then is not the proxy's wish.
+func TestProxyPassesAnAnswerBeforeTheEndOfTheRequest(t *testing.T) {
+	_, backend := serve(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		http.NewResponseController(w).EnableFullDuplex()
+		buf := make([]byte, 64)
+		for {
+			n, err := r.Body.Read(buf)
+			w.Write(buf[:n])
+			http.NewResponseController(w).Flush()
+			if err != nil {
+				return
+			}
+		}
+	}))
+	c, url := proxyTo(t, backend, nil)
+	body, sender := io.Pipe()
+	defer sender.Close()
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, "POST", url, body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	go io.WriteString(sender, "first ")
+	res, err := c.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer res.Body.Close()
+	got := make([]byte, len("first "))
+	if _, err := io.ReadFull(res.Body, got); err != nil {
+		t.Fatal(err)
+	}
+	io.WriteString(sender, "second")
+	sender.Close()
+	if rest, err := io.ReadAll(res.Body); err != nil || string(got)+string(rest) != "first second" {
+		t.Errorf("got %q%q, error %v", got, rest, err)
+	}
+}
