@@ -7,6 +7,7 @@ PACKAGES = ./...
 # without a finding (go.dev/issue/75804, mended in Go 1.27).
 FUZZ     ?= 200000x
 FUZZ_CONVERSATIONS ?= 2000x
+SOAK    ?= 1000
 # The race detector needs a C compiler.
 RACE    ?= $(if $(shell command -v $$($(GO) env CC) 2>/dev/null),-race)
 
@@ -50,6 +51,10 @@ fuzz: ## each fuzz test FUZZ times, whole conversations FUZZ_CONVERSATIONS times
 	    $(GO) test -run '^$$' -fuzz "^$$name\$$" -fuzztime $$n $$package; \
 	  done; \
 	done
+
+.PHONY: soak
+soak: ## SOAK takeovers (1000) under each kind of load, which takes half an hour
+	$(GO) test ./tests/e2e -run '^TestSoak$$' -soak $(SOAK) -timeout 0 -v
 
 .PHONY: bench
 bench: ## the takeover, the descriptor passing and the server, measured
