@@ -103,6 +103,30 @@ func (h *Histogram) Merge(o *Histogram) {
 	}
 }
 
+// Since returns what h has recorded after o, an earlier state of h. Its least
+// and longest durations are known no better than to their buckets.
+func (h *Histogram) Since(o *Histogram) Histogram {
+	d := Histogram{n: h.n - o.n, sum: h.sum - o.sum}
+	if d.n == 0 {
+		return Histogram{}
+	}
+	d.counts = slices.Clone(h.counts)
+	for i, c := range o.counts {
+		d.counts[i] -= c
+	}
+	first := slices.IndexFunc(d.counts, func(c int64) bool { return c > 0 })
+	last := numBuckets - 1
+	for last > first && d.counts[last] == 0 {
+		last--
+	}
+	d.min = max(h.min, time.Duration(bucketLow(first))*time.Microsecond)
+	d.max = h.max
+	if last < numBuckets-1 {
+		d.max = min(d.max, time.Duration(bucketLow(last+1))*time.Microsecond)
+	}
+	return d
+}
+
 func (h *Histogram) clone() Histogram {
 	c := *h
 	c.counts = slices.Clone(h.counts)

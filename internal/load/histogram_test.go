@@ -87,3 +87,29 @@ func TestHistogramMergeAndJSON(t *testing.T) {
 		}
 	}
 }
+
+func TestHistogramSince(t *testing.T) {
+	var h, want Histogram
+	h.Record(3 * time.Millisecond)
+	h.Record(time.Hour)
+	before := h.clone()
+	if d := h.Since(&before); d.Count() != 0 || d.Max() != 0 {
+		t.Errorf("nothing has been recorded since, but %d", d.Count())
+	}
+	for i := range 100 {
+		h.Record(time.Duration(i) * time.Millisecond)
+		want.Record(time.Duration(i) * time.Millisecond)
+	}
+	d := h.Since(&before)
+	if d.Count() != 100 || d.Mean() != want.Mean() {
+		t.Errorf("%d of mean %v, want %d of %v", d.Count(), d.Mean(), want.Count(), want.Mean())
+	}
+	for _, q := range []float64{0, .5, .99} {
+		if d.Quantile(q) != want.Quantile(q) {
+			t.Errorf("quantile %v is %v, want %v", q, d.Quantile(q), want.Quantile(q))
+		}
+	}
+	if d.Max() < want.Max() || d.Max() > want.Max()*104/100 || d.Min() > want.Min() {
+		t.Errorf("from %v to %v, want %v to %v", d.Min(), d.Max(), want.Min(), want.Max())
+	}
+}

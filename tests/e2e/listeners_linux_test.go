@@ -14,28 +14,10 @@ import (
 	"github.com/handoverd/handoverd/handover"
 )
 
-func TestTLSUnderLoad(t *testing.T) {
-	for _, tt := range []struct {
-		name string
-		spec loadSpec
-	}{
-		{"a connection for each request", loadSpec{}},
-		{"keep-alive", loadSpec{KeepAlive: true, PostRatio: .5, Think: 20 * time.Millisecond}},
-	} {
-		t.Run(tt.name, func(t *testing.T) {
-			b := newBench(t)
-			authority, flags := newCertificate(t, b.dir, b.server.addr)
-			tt.spec.CA = authority
-			tt.spec.Workers = 16
-			takeoversUnderLoad(b, scale(8, 3), tt.spec, flags...)
-		})
-	}
-}
-
 func TestUnixSocketUnderLoad(t *testing.T) {
 	b := newBench(t)
 	path := b.path("web")
-	takeoversUnderLoad(b, scale(8, 3), loadSpec{Network: "unix", Address: path, PostRatio: .5},
+	takeoversUnderLoad(b, scale(8, 3), 0, loadSpec{Network: "unix", Address: path, PostRatio: .5},
 		"--listen", "web=unix://"+path)
 	if _, err := os.Lstat(path); !os.IsNotExist(err) {
 		t.Errorf("the path of the listener after the last stop: %v", err)
@@ -170,7 +152,7 @@ func TestProxyUnderLoad(t *testing.T) {
 	behind := *b // the same place, with a control socket of its own
 	behind.socket = b.path("behind")
 	backend := behind.serve()
-	takeoversUnderLoad(b, scale(6, 3), loadSpec{KeepAlive: true, PostRatio: .5, Workers: 16}, "--proxy", behind.url(""))
+	takeoversUnderLoad(b, scale(6, 3), 0, loadSpec{KeepAlive: true, PostRatio: .5, Workers: 16}, "--proxy", behind.url(""))
 	behind.wantRun(0, "stopped", "stop")
 	backend.wantCode(0)
 }

@@ -24,6 +24,10 @@ type loadSpec struct {
 	Think            time.Duration
 	PostRatio        float64
 	Workers          int
+	HTTP2            bool
+	PipelineRatio    float64
+	CutRatio         float64
+	CutPause         time.Duration
 	CA               []byte        // PEM; makes the connections TLS ones
 	Delay            time.Duration // of each byte on its way, in either direction
 }
@@ -33,7 +37,8 @@ type loadSpec struct {
 func (s loadSpec) config() load.Config {
 	cfg := load.Config{
 		Network: s.Network, Address: s.Address, KeepAlive: s.KeepAlive, Think: s.Think, PostRatio: s.PostRatio,
-		Workers: 64, MaxRequests: 10_000_000, Duration: 5 * time.Minute, Timeout: 20 * time.Second,
+		HTTP2: s.HTTP2, PipelineRatio: s.PipelineRatio, CutRatio: s.CutRatio, CutPause: s.CutPause,
+		Workers: 64, MaxRequests: 1_000_000_000, Duration: 5*time.Minute + soakBound(), Timeout: 20 * time.Second,
 	}
 	if s.Workers > 0 {
 		cfg.Workers = s.Workers
