@@ -10,7 +10,7 @@ import (
 )
 
 var (
-	errMalformed = errors.New("not an HTTP/1.1 answer")
+	errMalformed = errors.New("not an HTTP answer")
 	errWrongBody = errors.New("not the body that was sent")
 )
 
@@ -134,6 +134,15 @@ func (a *answer) finish() {
 	if a.length == lengthByEOF {
 		a.close = true
 	}
+}
+
+// checkID says what is wrong if the answer does not carry the id of q. Who
+// answers without echoing, with another status than 200, has no reason to.
+func (a *answer) checkID(q *request) error {
+	if a.ids != 1 || !bytes.Equal(a.id, q.id) {
+		return fmt.Errorf("%s header is %q (seen %d times)", requestIDHeader, a.id, a.ids)
+	}
+	return nil
 }
 
 // matchBody reads the body and compares it with want.

@@ -27,14 +27,23 @@ type Config struct {
 	// Address is verified. It is not modified.
 	TLS *tls.Config
 
-	// Workers is the number of clients at work at once. 0 means 1.
+	// HTTP2 makes the load HTTP/2: with prior knowledge, or if TLS is set with
+	// ALPN. Otherwise it is HTTP/1.1.
+	HTTP2 bool
+
+	// Workers is the number of clients at work at once, each with one connection
+	// at a time. 0 means 1.
 	Workers int
+	// Streams is how many requests each HTTP/2 client has under way at once.
+	// 0 means 4. Those above the server's own limit wait.
+	Streams int
 	// KeepAlive lets a worker use its connection until the server ends it.
-	// Without it every request has a connection of its own and says
-	// "Connection: close".
+	// Without it every request has a connection of its own, which HTTP/1.1 asks
+	// the server to close, and which an HTTP/2 client closes itself.
 	KeepAlive bool
-	// Think is the longest pause before a request of a worker; the pause is
-	// uniformly random between nothing and Think. 0 means no pauses.
+	// Think is the longest pause before a request, of a worker or with HTTP2 of
+	// each of its streams; the pause is uniformly random between nothing and
+	// Think. 0 means no pauses.
 	Think time.Duration
 	// Rate makes the load open-loop: requests begin on a schedule of Rate per
 	// second over all workers, whether or not earlier ones were answered, and
@@ -58,8 +67,22 @@ type Config struct {
 	// BodyMax is the longest POST body in bytes; lengths are uniformly random
 	// from 0. 0 means 4096.
 	BodyMax int
+	// PipelineRatio is the share of requests, 0 to 1, together with which the
+	// next one to three are sent, in one write. It needs HTTP/1.1 and KeepAlive.
+	PipelineRatio float64
+	// CutRatio is the share of writes, 0 to 1, that are cut into pieces at random
+	// bytes, in heads too. With HTTP/1.1 a write is a request, or several in a
+	// pipeline; with HTTP/2 it is whatever frames are due.
+	CutRatio float64
+	// CutBytes is the longest piece. 1 cuts everywhere, which takes a write for
+	// each byte. 0 means two to four pieces of any length.
+	CutBytes int
+	// CutPause is the longest pause between two pieces; each is uniformly random.
+	// 0 means no pauses: then pieces may arrive as one.
+	CutPause time.Duration
 	// Timeout bounds a request from its first action, dialing included, to the
-	// last byte of the answer. 0 means 10 seconds.
+	// last byte of the answer; requests in one pipeline are bounded together.
+	// 0 means 10 seconds.
 	Timeout time.Duration
 
 	// MaxRequests ends the run after that many requests. 0 means no bound.
@@ -75,6 +98,8 @@ type Config struct {
 const (
 	maxSourceAddrs = 250
 	maxBody        = 1 << 30
+	maxTarget      = 4 << 10 // bytes of Path or Host, so that a header is one frame
+	maxOpenStreams = 100     // which every HTTP/2 server should let a client open
 )
 
 // prepared returns a copy of c with its defaults filled in, or says what is
@@ -84,6 +109,9 @@ func (c Config) prepared() (Config, error) {
 	c.Path = cmp.Or(c.Path, "/echo")
 	c.Workers = cmp.Or(c.Workers, 1)
 	c.BodyMax = cmp.Or(c.BodyMax, 4096)
+	if c.HTTP2 {
+		c.Streams = cmp.Or(c.Streams, 4)
+	}
 	c.Timeout = cmp.Or(c.Timeout, 10*time.Second)
 	for c.Seed == 0 {
 		c.Seed = rand.Uint64()
@@ -97,9 +125,14 @@ func (c Config) prepared() (Config, error) {
 	if err := c.check(); err != nil {
 		return c, fmt.Errorf("load: %w", err)
 	}
-	if c.TLS != nil && c.TLS.ServerName == "" && !c.TLS.InsecureSkipVerify {
+	if c.TLS != nil {
 		c.TLS = c.TLS.Clone()
-		c.TLS.ServerName = hostOnly(c.Host)
+		if c.TLS.ServerName == "" && !c.TLS.InsecureSkipVerify {
+			c.TLS.ServerName = hostOnly(c.Host)
+		}
+		if c.HTTP2 {
+			c.TLS.NextProtos = []string{"h2"}
+		}
 	}
 	return c, nil
 }
@@ -110,20 +143,27 @@ func (c Config) check() error {
 		return errors.New("neither Address nor Dial is set")
 	case c.MaxRequests <= 0 && c.Duration <= 0:
 		return errors.New("the run has no end: set MaxRequests or Duration")
-	case c.MaxRequests < 0 || c.Duration < 0 || c.Think < 0 || c.Timeout < 0:
-		return errors.New("MaxRequests, Duration, Think and Timeout must not be negative")
+	case c.MaxRequests < 0 || c.Duration < 0 || c.Think < 0 || c.Timeout < 0 || c.CutPause < 0 || c.CutBytes < 0:
+		return errors.New("MaxRequests, Duration, Think, Timeout, CutPause and CutBytes must not be negative")
 	case c.Workers < 0:
 		return fmt.Errorf("%d workers: must not be negative", c.Workers)
 	case !(c.Rate >= 0 && c.Rate <= 1e9):
 		return fmt.Errorf("rate %v: must be between 0 and 1e9 per second", c.Rate)
-	case !(c.PostRatio >= 0 && c.PostRatio <= 1):
-		return fmt.Errorf("post ratio %v: must be between 0 and 1", c.PostRatio)
+	case !isShare(c.PostRatio) || !isShare(c.PipelineRatio) || !isShare(c.CutRatio):
+		return fmt.Errorf("post ratio %v, pipeline ratio %v, cut ratio %v: must be between 0 and 1",
+			c.PostRatio, c.PipelineRatio, c.CutRatio)
+	case c.PipelineRatio > 0 && (c.HTTP2 || !c.KeepAlive):
+		return errors.New("PipelineRatio needs HTTP/1.1 and KeepAlive")
+	case c.Streams < 0 || c.Streams > maxOpenStreams || c.Streams > 0 && !c.HTTP2:
+		return fmt.Errorf("%d streams: must be between 0 and %d, and needs HTTP2", c.Streams, maxOpenStreams)
 	case c.BodyMax < 0 || c.BodyMax > maxBody:
 		return fmt.Errorf("longest body %d: must be between 0 and %d", c.BodyMax, maxBody)
 	case !strings.HasPrefix(c.Path, "/") || strings.ContainsAny(c.Path, " \r\n"):
 		return fmt.Errorf("path %q: must begin with / and have no spaces", c.Path)
 	case strings.ContainsAny(c.Host, " \r\n"):
 		return fmt.Errorf("host %q: must have no spaces", c.Host)
+	case max(len(c.Path), len(c.Host)) > maxTarget:
+		return fmt.Errorf("path or host longer than %d bytes", maxTarget)
 	}
 	switch c.Network {
 	case "tcp", "tcp4", "tcp6", "unix":
@@ -135,6 +175,8 @@ func (c Config) check() error {
 	}
 	return nil
 }
+
+func isShare(x float64) bool { return x >= 0 && x <= 1 } // and not NaN
 
 func (c Config) checkSources() error {
 	if c.SourceAddrs < 0 || c.SourceAddrs > maxSourceAddrs {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log"
+	"math"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -364,6 +365,15 @@ func TestConfigErrors(t *testing.T) {
 		{"network", func(c *Config) { c.Network = "udp" }},
 		{"source addresses", func(c *Config) { c.SourceAddrs, c.Address = 2, "192.0.2.1:80" }},
 		{"source addresses", func(c *Config) { c.SourceAddrs = 1000 }},
+		{"negative", func(c *Config) { c.CutPause = -1 }},
+		{"negative", func(c *Config) { c.CutBytes = -1 }},
+		{"cut ratio", func(c *Config) { c.CutRatio = math.NaN() }},
+		{"pipeline ratio", func(c *Config) { c.PipelineRatio = 2 }},
+		{"needs HTTP/1.1 and KeepAlive", func(c *Config) { c.PipelineRatio = 1 }},
+		{"needs HTTP/1.1 and KeepAlive", func(c *Config) { c.PipelineRatio, c.KeepAlive, c.HTTP2 = 1, true, true }},
+		{"streams", func(c *Config) { c.Streams = 2 }},
+		{"streams", func(c *Config) { c.Streams, c.HTTP2 = 1000, true }},
+		{"longer than", func(c *Config) { c.Path = "/" + strings.Repeat("a", 10_000) }},
 	}
 	for _, tt := range tests {
 		cfg := base

@@ -36,25 +36,23 @@ func serveHTTP(t testing.TB, h http.HandlerFunc) string {
 	return s.Listener.Addr().String()
 }
 
-// rawServer answers requests with whatever bytes its answer function likes.
+// rawServer serves connections with whatever bytes its serve function likes.
 type rawServer struct {
-	ln net.Listener
-	// answer is called with the number of the request on its connection, from
-	// 1. It returns false to have the connection closed.
-	answer func(c *net.TCPConn, n int, id string, body []byte) bool
+	ln    net.Listener
+	serve func(c *net.TCPConn) // the connection is closed when it returns
 
 	wg    sync.WaitGroup
 	mu    sync.Mutex
 	conns []net.Conn
 }
 
-func serveRaw(t testing.TB, answer func(c *net.TCPConn, n int, id string, body []byte) bool) string {
+func serveConns(t testing.TB, serve func(c *net.TCPConn)) string {
 	t.Helper()
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &rawServer{ln: ln, answer: answer}
+	s := &rawServer{ln: ln, serve: serve}
 	s.wg.Go(s.accept)
 	t.Cleanup(s.close)
 	return ln.Addr().String()
@@ -79,23 +77,36 @@ func (s *rawServer) accept() {
 		s.mu.Lock()
 		s.conns = append(s.conns, c)
 		s.mu.Unlock()
-		s.wg.Go(func() { s.serve(c.(*net.TCPConn)) })
+		s.wg.Go(func() {
+			defer c.Close()
+			s.serve(c.(*net.TCPConn))
+		})
 	}
 }
 
-func (s *rawServer) serve(c *net.TCPConn) {
-	defer c.Close()
-	br := bufio.NewReader(c)
-	for n := 1; ; n++ {
-		req, err := http.ReadRequest(br)
-		if err != nil {
-			return
+// serveRaw answers HTTP/1.1 requests. answer is called with the number of the
+// request on its connection, from 1. It returns false to have the connection
+// closed.
+func serveRaw(t testing.TB, answer func(c *net.TCPConn, n int, id string, body []byte) bool) string {
+	t.Helper()
+	return serveConns(t, func(c *net.TCPConn) {
+		br := bufio.NewReader(c)
+		for n := 1; ; n++ {
+			id, body, err := readRequest(br)
+			if err != nil || !answer(c, n, id, body) {
+				return
+			}
 		}
-		body, err := io.ReadAll(req.Body)
-		if err != nil || !s.answer(c, n, req.Header.Get("X-Request-Id"), body) {
-			return
-		}
+	})
+}
+
+func readRequest(br *bufio.Reader) (id string, body []byte, err error) {
+	req, err := http.ReadRequest(br)
+	if err != nil {
+		return "", nil, err
 	}
+	body, err = io.ReadAll(req.Body)
+	return req.Header.Get("X-Request-Id"), body, err
 }
 
 // good is a correct answer.
@@ -131,3 +142,6 @@ func checkSum(t testing.TB, res Result) {
 		t.Errorf("%d latencies of %d answers", res.Latency.Count(), res.OK)
 	}
 }
+
+// newReader is a reader that holds any pipeline of short requests.
+func newReader(c net.Conn) *bufio.Reader { return bufio.NewReaderSize(c, 64<<10) }

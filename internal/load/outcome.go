@@ -22,6 +22,9 @@ const (
 	malformed
 	wrongAnswer
 	badStatus
+	streamReset
+	goAwayRefused
+	behindClose
 	otherError
 	clientFault
 	aborted
@@ -38,6 +41,9 @@ var outcomeNames = [...]string{
 	malformed:       "malformed answer",
 	wrongAnswer:     "wrong answer",
 	badStatus:       "bad status",
+	streamReset:     "stream reset",
+	goAwayRefused:   "refused by GOAWAY",
+	behindClose:     "behind an announced close",
 	otherError:      "other error",
 	clientFault:     "client fault",
 	aborted:         "aborted",
@@ -51,6 +57,15 @@ func (o outcome) failed() bool { return o != ok && o != clientFault && o != abor
 // connectionOver reports whether o says that the server ended the connection.
 func (o outcome) connectionOver() bool {
 	return o == reset || o == eofBeforeAnswer || o == eofInAnswer
+}
+
+// behind is the outcome of requests that were pipelined behind one that ended
+// in o, which was the end of the connection.
+func (o outcome) behind() outcome {
+	if o == eofInAnswer {
+		return eofBeforeAnswer
+	}
+	return o
 }
 
 // outcomeOfDial is the outcome of a request whose connection was not made.

@@ -31,9 +31,12 @@ type Result struct {
 	EOFBeforeAnswer int64 `json:"eof_before_answer"` // closed before the first byte of the answer
 	EOFInAnswer     int64 `json:"eof_in_answer"`     // closed within the answer
 	Timeout         int64 `json:"timeout"`           // no whole answer within Config.Timeout
-	Malformed       int64 `json:"malformed"`         // the answer is not HTTP/1.1
+	Malformed       int64 `json:"malformed"`         // the answer, or its connection, breaks the rules of HTTP
 	WrongAnswer     int64 `json:"wrong_answer"`      // another request's id, or not its body
 	BadStatus       int64 `json:"bad_status"`        // any status but 200
+	StreamReset     int64 `json:"stream_reset"`      // RST_STREAM, with whatever code
+	GoAwayRefused   int64 `json:"goaway_refused"`    // its stream had been opened, and is above that of a GOAWAY
+	BehindClose     int64 `json:"behind_close"`      // pipelined behind an answer that said "Connection: close"
 	OtherError      int64 `json:"other_error"`       // anything else, see FirstErrors
 
 	// ClientFault counts requests that could not be made because this side ran
@@ -44,12 +47,13 @@ type Result struct {
 	Aborted int64 `json:"aborted"`
 
 	// Connects counts the connections made. AnnouncedReconnects of them replace
-	// one whose last answer said "Connection: close", UnannouncedReconnects one
-	// that the server closed or reset without a word.
+	// one whose last answer said "Connection: close", or that had a GOAWAY
+	// without an error, UnannouncedReconnects one that the server closed or
+	// reset without either.
 	Connects              int64 `json:"connects"`
 	AnnouncedReconnects   int64 `json:"announced_reconnects"`
 	UnannouncedReconnects int64 `json:"unannounced_reconnects"`
-	// LeftOpen counts connections which the server said or was told to close,
+	// LeftOpen counts HTTP/1.1 connections which the server said or was told to close,
 	// and which it had not closed a quarter of a second later. No failure.
 	LeftOpen int64 `json:"left_open"`
 
@@ -57,6 +61,10 @@ type Result struct {
 	// bytes of those bodies.
 	Posts     int64 `json:"posts"`
 	SentBytes int64 `json:"sent_bytes"`
+	// Pipelined is the number of requests among Requests that went out together
+	// with others. Cut is the number of writes that were cut into pieces.
+	Pipelined int64 `json:"pipelined"`
+	Cut       int64 `json:"cut"`
 
 	// Generations counts answers with a Handoverd-Generation header by its
 	// value; GenerationsSeen has them in the order of their first appearance.
@@ -99,6 +107,10 @@ func (s Sample) String() string {
 	return fmt.Sprintf("%s worker %d, request %d on its connection, %s: %s: %s [%s]",
 		s.Time.Format("15:04:05.000000"), s.Worker, s.OnConn, gen, s.Kind, s.Detail, s.RequestID)
 }
+
+// Reconnects is the number of connections that replace one which the server
+// ended, announced or not.
+func (r Result) Reconnects() int64 { return r.AnnouncedReconnects + r.UnannouncedReconnects }
 
 // Failed is the number of requests that the server failed.
 func (r Result) Failed() int64 {
@@ -146,6 +158,12 @@ func (r *Result) counter(o outcome) *int64 {
 		return &r.WrongAnswer
 	case badStatus:
 		return &r.BadStatus
+	case streamReset:
+		return &r.StreamReset
+	case goAwayRefused:
+		return &r.GoAwayRefused
+	case behindClose:
+		return &r.BehindClose
 	case clientFault:
 		return &r.ClientFault
 	case aborted:
@@ -201,6 +219,8 @@ func (r *Result) add(o *Result) {
 	r.LeftOpen += o.LeftOpen
 	r.Posts += o.Posts
 	r.SentBytes += o.SentBytes
+	r.Pipelined += o.Pipelined
+	r.Cut += o.Cut
 	r.WentBack += o.WentBack
 	r.Latency.Merge(&o.Latency)
 	r.mergeGenerations(o)
@@ -273,8 +293,11 @@ func (r Result) String() string {
 	fmt.Fprintf(&b, "  latency                   p50 %v, p99 %v, p99.9 %v, max %v\n",
 		r.Latency.Quantile(.5), r.Latency.Quantile(.99), r.Latency.Quantile(.999),
 		r.Latency.Max().Round(time.Microsecond))
-	fmt.Fprintf(&b, "  connections               %d, of these reconnects: %d announced, %d unannounced\n",
-		r.Connects, r.AnnouncedReconnects, r.UnannouncedReconnects)
+	fmt.Fprintf(&b, "  connections               %d, of these %d reconnects: %d announced, %d unannounced\n",
+		r.Connects, r.Reconnects(), r.AnnouncedReconnects, r.UnannouncedReconnects)
+	if r.Pipelined > 0 || r.Cut > 0 {
+		fmt.Fprintf(&b, "  sent awkwardly            %d requests pipelined, %d writes cut\n", r.Pipelined, r.Cut)
+	}
 	if len(r.GenerationsSeen) > 0 {
 		gens := make([]string, len(r.GenerationsSeen))
 		for i, s := range r.GenerationsSeen {

@@ -100,15 +100,18 @@ func TestResultJSON(t *testing.T) {
 }
 
 func TestStringTells(t *testing.T) {
-	r := Result{Requests: 10, OK: 7, Reset: 2, ClientFault: 1, Elapsed: time.Second, Workers: 3}
+	r := Result{Requests: 16, OK: 7, Reset: 2, StreamReset: 1, GoAwayRefused: 2, BehindClose: 3, ClientFault: 1,
+		Elapsed: time.Second, Workers: 3, Connects: 9, AnnouncedReconnects: 4, UnannouncedReconnects: 3, Pipelined: 8, Cut: 5}
 	r.saw("41", time.Now())
 	r.addSample(Sample{Kind: "reset", Detail: "sending: broken pipe", RequestID: "w1-2-3"})
-	for _, want := range []string{"10 requests", "2 FAILED", "client fault", "41 (1)", "broken pipe", "w1-2-3"} {
+	for _, want := range []string{"16 requests", "8 FAILED", "stream reset              1", "refused by GOAWAY         2",
+		"behind an announced close 3", "9, of these 7 reconnects", "8 requests pipelined", "5 writes cut",
+		"client fault", "41 (1)", "broken pipe", "w1-2-3"} {
 		if s := r.String(); !strings.Contains(s, want) {
 			t.Errorf("no %q in\n%s", want, s)
 		}
 	}
-	if s := (Result{OK: 1, Requests: 1}).String(); !strings.Contains(s, "none failed") || strings.Contains(s, "client fault") {
+	if s := (Result{OK: 1, Requests: 1}).String(); !strings.Contains(s, "none failed") || strings.Contains(s, "client fault") || strings.Contains(s, "awkwardly") {
 		t.Errorf("a clean result reads\n%s", s)
 	}
 }

@@ -17,13 +17,14 @@ type Run struct {
 	pool    []byte // random bytes that bodies are cut from; read only
 	started time.Time
 	workers []*worker
+	clients []client
 
 	tickets  atomic.Int64 // requests begun
 	halted   atomic.Bool
 	haltOnce sync.Once
 	halt     chan struct{} // closed when no new request may begin
 
-	wg    sync.WaitGroup // the workers
+	wg    sync.WaitGroup // the workers, and what HTTP/2 connections need
 	done  chan struct{}  // closed when final is set
 	final Result
 }
@@ -48,14 +49,28 @@ func Start(ctx context.Context, cfg Config) (*Run, error) {
 		halt:    make(chan struct{}),
 		done:    make(chan struct{}),
 	}
-	for i := range cfg.Workers {
-		r.workers = append(r.workers, newWorker(r, i))
+	for id := range cfg.Workers {
+		r.addClient(id)
 	}
 	for _, w := range r.workers {
 		r.wg.Go(w.work)
 	}
 	go r.watch()
 	return r, nil
+}
+
+// addClient makes a client and its workers.
+func (r *Run) addClient(id int) {
+	var c client = newH1Client(r)
+	n := 1
+	if r.cfg.HTTP2 {
+		n = r.cfg.Streams
+		c = newH2Client(r, id, n)
+	}
+	r.clients = append(r.clients, c)
+	for i := range n {
+		r.workers = append(r.workers, newWorker(r, c, id, i, n))
+	}
 }
 
 // watch ends the run at its bounds and closes done when the last worker has
@@ -84,8 +99,8 @@ func (r *Run) haltNow() {
 
 func (r *Run) abort() {
 	r.haltNow()
-	for _, w := range r.workers {
-		w.interrupt()
+	for _, c := range r.clients {
+		c.interrupt()
 	}
 }
 
@@ -123,7 +138,10 @@ func (r *Run) collect() Result {
 	for _, w := range r.workers {
 		w.addTo(&res)
 	}
-	res.Workers = len(r.workers)
+	for _, c := range r.clients {
+		c.addTo(&res)
+	}
+	res.Workers = len(r.clients)
 	res.Elapsed = time.Since(r.started)
 	return res
 }

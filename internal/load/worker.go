@@ -1,8 +1,6 @@
 package load
 
 import (
-	"bufio"
-	"bytes"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -17,9 +15,11 @@ import (
 const (
 	// refusedPause keeps a worker that cannot connect from spinning.
 	refusedPause = time.Millisecond
-	// closeWait is how long a worker lets the server close a connection that
-	// has ended, so that TIME_WAIT stays on the server's side.
+	// closeWait is how long a client waits for the end of a connection that is
+	// over.
 	closeWait = 250 * time.Millisecond
+	// maxBehind is how many requests are pipelined behind another at most.
+	maxBehind = 3
 )
 
 var longAgo = time.Unix(1, 0)
@@ -28,28 +28,36 @@ var longAgo = time.Unix(1, 0)
 // context had ended.
 var errAborted = errors.New("the run's context has ended")
 
-// worker is one client: a sequence of requests on at most one connection at a
-// time.
-type worker struct {
-	run   *Run
-	id    int
-	rng   *rand.Rand
-	timer *time.Timer
+// client owns connections, and makes the requests of its workers on them: an
+// h1client those of one worker, an h2client those of several.
+type client interface {
+	// exchange makes the requests of w's batch, counts each, and returns how
+	// the last one ended.
+	exchange(w *worker) outcome
+	// interrupt makes exchange return. The run's context has ended.
+	interrupt()
+	// leave tells that a worker has ended. The last one closes the connection.
+	leave()
+	// addTo adds what the workers have not counted.
+	addTo(r *Result)
+}
 
-	br       *bufio.Reader
-	onConn   int       // requests made on the connection
-	lost     ending    // how the previous connection ended
-	seq      int       // requests made
-	dials    int       // connections tried
-	request  request   // buffers of the request under way
-	answer   answer    // and of its answer
+// worker makes a sequence of requests, and counts how they end.
+type worker struct {
+	run    *Run
+	client client
+	id     int // of the client
+	seq    int // of the last request
+	step   int // from one seq to the next: the workers of a client take turns
+	rng    *rand.Rand
+	timer  *time.Timer
+	dials  int // connections tried
+
+	requests [1 + maxBehind]request
+	batch    []request // those of requests that are sent together
 	lastGen  string    // of the last answer
-	highest  uint64    // generation seen
-	answered time.Time // when the last whole answer was there
-	sendDone chan error
 
 	mu     sync.Mutex
-	conn   net.Conn // written by the worker only, under mu
 	counts Result
 }
 
@@ -58,46 +66,61 @@ type ending uint8
 
 const (
 	byClient    ending = iota // this side closed it, or there was none
-	announced                 // the answer said so
+	announced                 // the answer, or a GOAWAY, said so
 	unannounced               // it was found closed or reset
 )
 
-func newWorker(r *Run, id int) *worker {
+// newWorker returns number index of the workers workers of c.
+func newWorker(r *Run, c client, id, index, workers int) *worker {
 	return &worker{
-		run:      r,
-		id:       id,
-		rng:      rand.New(rand.NewPCG(r.cfg.Seed, uint64(id))),
-		br:       bufio.NewReaderSize(nil, 8<<10),
-		sendDone: make(chan error, 1),
+		run:    r,
+		client: c,
+		id:     id,
+		seq:    index + 1 - workers,
+		step:   workers,
+		rng:    rand.New(rand.NewPCG(r.cfg.Seed, uint64(index)<<32|uint64(id))),
 	}
 }
 
 func (w *worker) work() {
-	defer w.disconnect(byClient)
-	for {
-		begin, more := w.next()
-		if !more {
+	defer w.client.leave()
+	for w.gather() {
+		switch w.client.exchange(w) {
+		case aborted:
 			return
-		}
-		w.seq++
-		o, err := w.exchange()
-		w.count(o, err, w.answered.Sub(begin))
-		if o == aborted {
-			return
-		}
-		if o == refused || o == dialFailed || o == clientFault {
+		case refused, dialFailed, clientFault:
 			w.pause(refusedPause)
 		}
 	}
+}
+
+// gather builds the next batch. It reports false if no request is left.
+func (w *worker) gather() bool {
+	cfg := &w.run.cfg
+	if cfg.Think > 0 {
+		w.pause(time.Duration(w.rng.Int64N(int64(cfg.Think) + 1)))
+	}
+	size := 1
+	if cfg.PipelineRatio > 0 && w.rng.Float64() < cfg.PipelineRatio {
+		size += 1 + w.rng.IntN(maxBehind)
+	}
+	n := 0
+	for ; n < size; n++ {
+		begin, more := w.next()
+		if !more {
+			break
+		}
+		w.seq += w.step
+		w.requests[n].build(w, begin)
+	}
+	w.batch = w.requests[:n]
+	return n > 0
 }
 
 // next waits until the worker's next request is due and returns the instant
 // at which it counts as begun, or false if there is none.
 func (w *worker) next() (time.Time, bool) {
 	r := w.run
-	if r.cfg.Think > 0 {
-		w.pause(time.Duration(w.rng.Int64N(int64(r.cfg.Think) + 1)))
-	}
 	if r.halted.Load() {
 		return time.Time{}, false
 	}
@@ -130,228 +153,77 @@ func (w *worker) pause(d time.Duration) {
 	}
 }
 
-// exchange makes one request and reads and checks its answer. A connection
-// that cannot be used again is gone when it returns.
-func (w *worker) exchange() (outcome, error) {
-	cfg := &w.run.cfg
-	w.request.build(w)
-	deadline := time.Now().Add(cfg.Timeout)
-	if w.conn == nil {
-		if o, err := w.connect(deadline); err != nil {
-			return o, err
+// connect makes a connection, up to and including the TLS handshake.
+func (w *worker) connect(deadline time.Time) (net.Conn, outcome, error) {
+	r := w.run
+	ctx, cancel := context.WithDeadline(r.ctx, deadline)
+	defer cancel()
+	conn, err := w.dial(ctx)
+	if err != nil {
+		return nil, outcomeOfDial(r.ctx, err), err
+	}
+	if r.cfg.TLS == nil {
+		return conn, ok, nil
+	}
+	secure := tls.Client(conn, r.cfg.TLS)
+	err = secure.HandshakeContext(ctx)
+	if p := secure.ConnectionState().NegotiatedProtocol; err == nil && r.cfg.HTTP2 && p != "h2" {
+		err = fmt.Errorf("the server chose protocol %q, not HTTP/2", p)
+	}
+	if err != nil {
+		conn.Close()
+		o := outcomeOfIO(r.ctx, err, eofBeforeAnswer)
+		switch {
+		case r.ctx.Err() != nil:
+			o = aborted
+		case o == otherError:
+			o = dialFailed
 		}
+		return nil, o, fmt.Errorf("TLS handshake: %w", err)
 	}
-	w.onConn++
-	w.conn.SetDeadline(deadline)
-	if w.run.ctx.Err() != nil { // checked after the deadline is set, see interrupt
-		w.disconnect(byClient)
-		return aborted, errAborted
-	}
-
-	o, err := w.sendAndRead()
-	if err == nil && w.answer.gen != "" {
-		w.sawGeneration(w.answer.gen)
-	}
-	if o != ok && o != badStatus {
-		how := byClient
-		if o.connectionOver() {
-			how = unannounced
-		}
-		w.disconnect(how)
-		return o, err
-	}
-	w.answered = time.Now()
-	if !cfg.KeepAlive || w.answer.close {
-		if e := w.awaitClose(); e != nil && o == ok {
-			return wrongAnswer, e
-		}
-	} else if w.answer.spent {
-		w.disconnect(byClient)
-	}
-	return o, err
+	return secure, ok, nil
 }
 
-// connect makes the worker's connection.
-func (w *worker) connect(deadline time.Time) (outcome, error) {
-	w.onConn = 0
-	conn, err := w.dial(deadline)
+func (w *worker) dial(ctx context.Context) (net.Conn, error) {
+	r := w.run
+	w.dials++
+	if r.cfg.Dial != nil {
+		return r.cfg.Dial(ctx)
+	}
+	return r.dialers[(w.id+w.dials)%len(r.dialers)].DialContext(ctx, r.cfg.Network, r.cfg.Address)
+}
+
+// peak is the highest generation that a client has seen.
+type peak uint64
+
+// above notes gen, and reports whether a higher one was seen before.
+func (p *peak) above(gen string) bool {
+	n, err := strconv.ParseUint(gen, 10, 64)
 	if err != nil {
-		return outcomeOfDial(w.run.ctx, err), err
+		return false
 	}
-	conn.SetDeadline(deadline)
-	var secure *tls.Conn
-	if w.run.cfg.TLS != nil {
-		secure = tls.Client(conn, w.run.cfg.TLS)
-		conn = secure
-	}
+	before := *p
+	*p = max(before, peak(n))
+	return before > peak(n)
+}
+
+// connected counts a connection that replaces one with the ending lost.
+func (w *worker) connected(lost ending) {
 	w.mu.Lock()
-	w.conn = conn
-	w.mu.Unlock()
-	if secure != nil {
-		if err := w.handshake(secure); err != nil {
-			o := outcomeOfIO(w.run.ctx, err, eofBeforeAnswer)
-			if o == otherError {
-				o = dialFailed
-			}
-			w.disconnect(byClient)
-			return o, fmt.Errorf("TLS handshake: %w", err)
-		}
-	}
-	w.br.Reset(conn)
-	w.mu.Lock()
+	defer w.mu.Unlock()
 	w.counts.Connects++
-	switch w.lost {
+	switch lost {
 	case announced:
 		w.counts.AnnouncedReconnects++
 	case unannounced:
 		w.counts.UnannouncedReconnects++
 	}
-	w.mu.Unlock()
-	w.lost = byClient
-	return ok, nil
 }
 
-func (w *worker) handshake(c *tls.Conn) error {
-	if w.run.ctx.Err() != nil {
-		c.SetDeadline(longAgo)
-	}
-	return c.Handshake() // bounded by the deadline of the connection
-}
-
-func (w *worker) dial(deadline time.Time) (net.Conn, error) {
-	r := w.run
-	w.dials++
-	if r.cfg.Dial != nil {
-		ctx, cancel := context.WithDeadline(r.ctx, deadline)
-		defer cancel()
-		return r.cfg.Dial(ctx)
-	}
-	return r.dialers[(w.id+w.dials)%len(r.dialers)].DialContext(r.ctx, r.cfg.Network, r.cfg.Address)
-}
-
-// sendAndRead writes the request and reads the answer.
-func (w *worker) sendAndRead() (outcome, error) {
-	if len(w.request.body) <= inlineBody {
-		if _, err := w.conn.Write(w.request.bytes); err != nil {
-			return outcomeOfIO(w.run.ctx, err, reset), fmt.Errorf("sending: %w", err)
-		}
-		return w.readAnswer()
-	}
-	// The answer may have to be read for the request to be taken.
-	go w.send(w.conn)
-	o, err := w.readAnswer()
-	if o != ok {
-		w.conn.SetDeadline(longAgo) // frees the sender
-	}
-	if e := <-w.sendDone; e != nil {
-		w.answer.spent = true
-		if o == ok {
-			return otherError, fmt.Errorf("answered before the request was sent: %w", e)
-		}
-	}
-	return o, err
-}
-
-func (w *worker) send(c net.Conn) {
-	_, err := c.Write(w.request.bytes)
-	w.sendDone <- err
-}
-
-// readAnswer reads the answer and checks that it is the one for the request.
-// On ok and badStatus the connection stands at the end of the answer.
-func (w *worker) readAnswer() (outcome, error) {
-	a := &w.answer
-	if o, err := w.readHead(); err != nil {
-		return o, err
-	}
-	if a.status != 200 {
-		// Who answers without echoing has no reason to know the id.
-		if err := a.skipBody(w.br); err != nil {
-			a.spent = true
-		}
-		return badStatus, fmt.Errorf("status %d", a.status)
-	}
-	if !bytes.Equal(a.id, w.request.id) || a.ids != 1 {
-		return wrongAnswer, fmt.Errorf("%s header is %q (seen %d times)", requestIDHeader, a.id, a.ids)
-	}
-	if err := a.matchBody(w.br, w.request.body); err != nil {
-		switch {
-		case errors.Is(err, errWrongBody):
-			return wrongAnswer, err
-		case errors.Is(err, errMalformed):
-			return malformed, err
-		}
-		return outcomeOfIO(w.run.ctx, err, eofInAnswer), fmt.Errorf("reading the body: %w", err)
-	}
-	return ok, nil
-}
-
-func (w *worker) readHead() (outcome, error) {
-	if _, err := w.br.Peek(1); err != nil {
-		return outcomeOfIO(w.run.ctx, err, eofBeforeAnswer), fmt.Errorf("awaiting the answer: %w", err)
-	}
-	err := w.answer.readHead(w.br)
-	switch {
-	case err == nil:
-		return ok, nil
-	case errors.Is(err, errMalformed):
-		return malformed, err
-	}
-	return outcomeOfIO(w.run.ctx, err, eofInAnswer), fmt.Errorf("reading the header: %w", err)
-}
-
-// awaitClose lets the server close a connection that has served its last
-// answer, and closes it. It returns an error if more bytes come instead.
-func (w *worker) awaitClose() error {
-	how := byClient
-	if w.run.cfg.KeepAlive {
-		how = announced
-	}
-	defer w.disconnect(how)
-	if w.run.ctx.Err() != nil {
-		return nil
-	}
-	w.conn.SetReadDeadline(time.Now().Add(closeWait))
-	b, err := w.br.Peek(1)
-	if len(b) > 0 {
-		return fmt.Errorf("%w: bytes after the end of an answer that closes the connection", errWrongBody)
-	}
-	if isTimeout(err) && w.run.ctx.Err() == nil {
-		w.mu.Lock()
-		w.counts.LeftOpen++
-		w.mu.Unlock()
-	}
-	return nil
-}
-
-// interrupt makes blocked calls on the connection return. A worker sets its
-// deadline first and looks at the context then, so one of the two is seen.
-func (w *worker) interrupt() {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if w.conn != nil {
-		w.conn.SetDeadline(longAgo)
-	}
-}
-
-func (w *worker) disconnect(how ending) {
-	if w.conn == nil {
-		return
-	}
-	w.conn.Close()
-	w.mu.Lock()
-	w.conn = nil
-	w.mu.Unlock()
-	w.lost = how
-}
-
-func (w *worker) sawGeneration(gen string) {
+// sawGeneration counts an answer of gen. back tells that it is the first on
+// its connection, and that the client has seen a higher generation before.
+func (w *worker) sawGeneration(gen string, back bool) {
 	w.lastGen = gen
-	n, err := strconv.ParseUint(gen, 10, 64)
-	back := err == nil && n < w.highest && w.onConn == 1
-	if err == nil {
-		w.highest = max(w.highest, n)
-	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.counts.saw(gen, time.Now())
@@ -360,18 +232,21 @@ func (w *worker) sawGeneration(gen string) {
 	}
 }
 
-// count notes how a request ended.
-func (w *worker) count(o outcome, err error, latency time.Duration) {
+// count notes how q ended, and when.
+func (w *worker) count(q *request, o outcome, err error, end time.Time) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.counts.Requests++
 	*w.counts.counter(o)++
-	if w.request.post {
+	if q.post {
 		w.counts.Posts++
-		w.counts.SentBytes += int64(len(w.request.body))
+		w.counts.SentBytes += int64(len(q.body))
+	}
+	if len(w.batch) > 1 {
+		w.counts.Pipelined++
 	}
 	if o == ok {
-		w.counts.Latency.Record(latency)
+		w.counts.Latency.Record(end.Sub(q.begin))
 		return
 	}
 	if o == aborted {
@@ -382,10 +257,17 @@ func (w *worker) count(o outcome, err error, latency time.Duration) {
 		Worker:     w.id,
 		Kind:       o.String(),
 		Generation: w.lastGen,
-		RequestID:  string(w.request.id),
-		OnConn:     w.onConn,
+		RequestID:  string(q.id),
+		OnConn:     q.onConn,
 		Detail:     err.Error(),
 	})
+}
+
+// countAll notes that all of some requests ended in the same way.
+func (w *worker) countAll(requests []request, o outcome, err error) {
+	for i := range requests {
+		w.count(&requests[i], o, err, time.Time{})
+	}
 }
 
 func (w *worker) addTo(r *Result) {
