@@ -194,6 +194,7 @@ func (s *show) report(clients []*load.Run, takeovers int) error {
 	fmt.Printf("  %-34s %d\n", "requests failed", sum.Failed())
 	fmt.Printf("  %-34s %d refused, %d reset, %d cut off, %d late, %d wrong\n", "  of these",
 		sum.Refused, sum.Reset, sum.EOFBeforeAnswer+sum.EOFInAnswer, sum.Timeout, sum.WrongAnswer)
+	fmt.Printf("  %-34s %d, and %d of them had to connect again\n", "connections that were kept", kept.Workers, kept.Reconnects())
 	fmt.Printf("  %-34s p50 %v, p99 %v, max %v\n", "latency", sum.Latency.Quantile(0.5).Round(time.Microsecond),
 		sum.Latency.Quantile(0.99).Round(time.Microsecond), sum.Latency.Max().Round(time.Microsecond))
 	fmt.Printf("  answered by generation            ")
@@ -204,6 +205,9 @@ func (s *show) report(clients []*load.Run, takeovers int) error {
 	fmt.Println()
 	if err := sum.Err(); err != nil {
 		return err
+	}
+	if n := kept.Reconnects(); n != 0 {
+		return fmt.Errorf("%d clients had to connect again, want none", n)
 	}
 	if len(sum.GenerationsSeen) != takeovers+1 {
 		return fmt.Errorf("%d generations answered, want %d", len(sum.GenerationsSeen), takeovers+1)
