@@ -8,6 +8,7 @@ PACKAGES = ./...
 FUZZ     ?= 200000x
 FUZZ_CONVERSATIONS ?= 2000x
 SOAK    ?= 1000
+NESTED   = examples/grpc # modules of their own
 # The race detector needs a C compiler.
 RACE    ?= $(if $(shell command -v $$($(GO) env CC) 2>/dev/null),-race)
 
@@ -29,10 +30,12 @@ run: ## watch a server being replaced under load (about 15 seconds)
 .PHONY: test
 test: ## all tests, with the race detector if there is a C compiler
 	$(GO) test $(RACE) -timeout 20m $(PACKAGES)
+	@set -e; for m in $(NESTED); do (cd $$m && $(GO) test $(RACE) -timeout 10m ./...); done
 
 .PHONY: short
 short: ## the quick tests
 	$(GO) test $(RACE) -short -timeout 10m $(PACKAGES)
+	@set -e; for m in $(NESTED); do (cd $$m && $(GO) test $(RACE) -short -timeout 10m ./...); done
 
 .PHONY: lint
 lint: ## formatting, vet on three systems, staticcheck
@@ -41,6 +44,7 @@ lint: ## formatting, vet on three systems, staticcheck
 	GOOS=darwin $(GO) vet $(PACKAGES)
 	GOOS=windows $(GO) vet $(PACKAGES)
 	$(GO) tool staticcheck $(PACKAGES)
+	@set -e; for m in $(NESTED); do (cd $$m && $(GO) vet ./... && $(GO) tool -modfile=$(CURDIR)/go.mod staticcheck ./...); done
 
 .PHONY: fuzz
 fuzz: ## each fuzz test FUZZ times, whole conversations FUZZ_CONVERSATIONS times

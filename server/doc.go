@@ -89,6 +89,11 @@
 // not every client does, and none can when it has no copy of the body. The same
 // goes for a client that takes more than two seconds to answer a PING.
 //
+// Go's own HTTP/2 client fails a request with a body and without GetBody itself,
+// before it has sent anything, if a GOAWAY arrives when it has chosen the
+// connection and not opened the stream ("cannot rewind body after connection
+// loss", go.dev/issue/62450). No server can help it.
+//
 // OnHijackedDrain is not called for connections that are hijacked later.
 // Whether a connection is idle a StreamServer cannot know: it waits for its
 // handlers.
