@@ -62,7 +62,9 @@ func (r *registry) spare(e *entry) bool {
 	if r.phase.Load() != draining {
 		return false
 	}
-	e.outcome = finished
+	if e.outcome != moved {
+		e.outcome = finished
+	}
 	r.closing--
 	r.changedLocked()
 	return true

@@ -75,7 +75,7 @@ func (l *listener) wrap(raw net.Conn) (net.Conn, bool) {
 		e.pass.mover, e.pass.known = mover, true
 	}
 	if moved {
-		e.pass.idle, e.pass.header = l.idle, l.header
+		e.pass.times = l.times
 		e.arrive(unread)
 	}
 	var c net.Conn
@@ -130,6 +130,16 @@ func (c *tcpConn) Read(b []byte) (int, error)   { return c.entry.read(c.TCPConn,
 func (c *unixConn) Read(b []byte) (int, error)  { return c.entry.read(c.UnixConn, b) }
 func (c *otherConn) Read(b []byte) (int, error) { return c.entry.read(c.Conn, b) }
 
+// WriteTo is the bare connection's, after what that one does not know of.
+func (c *tcpConn) WriteTo(w io.Writer) (int64, error) {
+	n, err := c.entry.writeUnread(w)
+	if err != nil {
+		return n, err
+	}
+	k, err := c.TCPConn.WriteTo(w)
+	return n + k, err
+}
+
 func (c *tcpConn) SetReadDeadline(t time.Time) error {
 	return c.entry.setReadDeadline(c.TCPConn, t)
 }
@@ -170,18 +180,22 @@ func (c *otherConn) NetConn() net.Conn { return c.Conn }
 // fullRead is the size of the buffer through which net/http reads HTTP/1.
 const fullRead = 4096
 
-// reading notes that nothing of the next request has come, if a Read of n bytes
-// proves that; see passport. Should another Go have another size or order, idle
+// reading notes what of the next request has come, if a Read of n bytes proves
+// that; see passport. Should another Go have another size or order, idle
 // connections all look busy, and stay open until the stop timeout. In TLS it
 // proves nothing.
 func (e *entry) reading(n int) {
-	if n != fullRead || e.opaque || e.waits.Load() != 1 || e.muxed.Load() {
+	buffered := fullRead - n
+	if buffered < 0 || buffered > maxPeek || e.opaque || e.waits.Load() != 1 || e.muxed.Load() {
 		return
 	}
-	if st, _ := e.load(); st == http.StateIdle {
-		e.got.Store(false)
-		e.pass.known = e.pass.mover != nil
+	if st, _ := e.load(); st != http.StateIdle {
+		return
 	}
+	if buffered == 0 {
+		e.got.Store(false)
+	}
+	e.pass.learn(buffered)
 }
 
 // setsDeadline counts the deadlines that net/http sets while a connection is

@@ -19,6 +19,10 @@ const (
 	// to close itself.
 	goAwayGrace = farewellTimeout + farewellSettle + closeGrace + time.Second
 
+	// moveGrace is for how long at least an idle connection is left to begin
+	// its move.
+	moveGrace = time.Second
+
 	// sweepInterval is the least time between two looks at all connections.
 	sweepInterval = 10 * time.Millisecond
 
@@ -88,9 +92,8 @@ func (r *registry) begin(makePlan func() plan) {
 	if r.phase.Load() != serving {
 		return
 	}
-	r.plan = makePlan()
+	r.plan, r.began = makePlan(), r.now()
 	r.phase.Store(draining)
-	r.began = r.now()
 	close(r.draining)
 	for l := range r.listeners {
 		r.closing++
@@ -118,6 +121,11 @@ func (r *registry) tellLocked(e *entry) {
 		go r.runConnHook(r.plan.onDrain, e.outer)
 	}
 }
+
+// late reports, in a drain, whether half of the stop timeout is over. A
+// connection that has not moved by then has a client that always has another
+// request on the way.
+func (r *registry) late() bool { return r.now()-r.began > r.plan.stop/2 }
 
 // run is the drain. It ends within p.stop + p.kill: nothing in it waits for
 // anything but a timer or a change.
@@ -177,9 +185,10 @@ func (r *registry) sweep(p plan) time.Duration {
 			}
 			continue
 		}
+		e.poke() // if it has become movable
 		end, ok := e.endLocked(now, p.linger, silent)
 		switch {
-		case !ok || e.outcome != finished:
+		case !ok || e.outcome != finished || e.pass.leaving.Load():
 		case end <= now:
 			r.closeLocked(e, closed)
 		default:
@@ -192,13 +201,13 @@ func (r *registry) sweep(p plan) time.Duration {
 // endLocked is when the time of an idle or silent connection is over. It
 // reports false if something is going on there.
 func (e *entry) endLocked(now, linger, silent time.Duration) (time.Duration, bool) {
-	if e.pass.leaving.Load() {
-		return 0, false
-	}
 	st, at := e.load()
 	at = max(at, e.reg.began)
-	if e.muxed.Load() {
+	switch {
+	case e.muxed.Load():
 		linger, silent = max(linger, goAwayGrace), max(silent, goAwayGrace)
+	case e.movable():
+		linger, silent = max(linger, moveGrace), max(silent, moveGrace)
 	}
 	switch st {
 	case http.StateNew:

@@ -171,12 +171,12 @@ func (f *front) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case stopped:
 		panic(http.ErrAbortHandler) // its connection has gone already
 	default:
-		if f.announces(r) {
+		if f.announces(r, reg.late()) {
 			w.Header().Set("Connection", "close")
 		}
 	}
 	f.next.ServeHTTP(w, r)
-	if ph == serving && reg.phase.Load() != serving && f.announces(r) {
+	if ph == serving && reg.phase.Load() != serving && f.announces(r, false) {
 		// If the handler has written nothing, it is not too late.
 		if h := w.Header(); h["Connection"] == nil {
 			h.Set("Connection", "close")
@@ -185,13 +185,14 @@ func (f *front) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 }
 
 // announces reports whether the answer to r is to say that the connection is to
-// close. It need not, if the connection can go on elsewhere. With HTTP/2 net/http would refuse at once what comes after it. And
-// what a proxy adds for an upgrade must stay the only value.
-func (f *front) announces(r *http.Request) bool {
+// close. It need not, if the connection can go on elsewhere and it is not late.
+// With HTTP/2 net/http would refuse at once what comes after it. And what a proxy
+// adds for an upgrade must stay the only value.
+func (f *front) announces(r *http.Request, late bool) bool {
 	if r.ProtoMajor >= 2 {
 		return f.framed == nil
 	}
-	if e := entryOf(r); e != nil && e.movable() {
+	if e := f.server.reg.entryOf(r.Context()); e != nil && e.movable() && !late {
 		return false
 	}
 	return r.Header["Upgrade"] == nil

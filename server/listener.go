@@ -4,7 +4,6 @@ import (
 	"errors"
 	"net"
 	"net/http"
-	"time"
 )
 
 // ErrServerClosed is returned by the Serve methods once Stop, Shutdown or Close
@@ -35,7 +34,7 @@ type listener struct {
 	reg    *registry
 	opaque bool // TLS is spoken on what it accepts
 
-	idle, header time.Duration // net/http's timeouts
+	times timeouts
 }
 
 func (l *listener) Accept() (net.Conn, error) {

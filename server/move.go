@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"io"
 	"net"
 	"net/http"
 	"os"
@@ -15,7 +16,7 @@ import (
 // A Mover is a listener that can give a connection that it has accepted to the
 // process that owns the listener now. Package handover's listeners are Movers.
 type Mover interface {
-	// Movable reports whether MoveConn has a chance now.
+	// Movable reports whether MoveConn has a chance now. It must not block.
 	Movable() bool
 
 	// MoveConn gives c away, together with bytes that were read from it and
@@ -50,25 +51,28 @@ var headEnd = []byte("\r\n\r\n")
 // read deadline, peek at the next four bytes through its buffer of 4,096, set
 // another read deadline, read the request's head, and report StateActive. (A
 // test guards that order.) If the peek makes a read of the full size, the buffer
-// is empty and nothing of the next request has been read. From there on what
-// is read is remembered, until the head is complete. A read of full size at any
-// other moment proves nothing: it may be in the middle of a pipelined request.
+// is empty and nothing of the next request has been read. If it makes one that is
+// up to three bytes shorter, the buffer has these, and they were the last to come.
+// From there on what is read is remembered, until the head is complete. A read at
+// any other moment proves nothing: it may be in the middle of a pipelined request.
 type passport struct {
 	mover Mover // nil: stays here
 
 	// Of the connection's goroutine.
-	known  bool   // head is all that has been read of the next request
-	head   []byte // an incomplete head
-	unread []byte // came with the connection and is read first
+	known  bool          // head is all that has been read of the next request
+	head   []byte        // an incomplete head
+	last   [maxPeek]byte // that have been read
+	unread []byte        // came with the connection and is read first
 
 	// A connection that was moved here is new to net/http.
-	fresh        bool          // nothing has been read
-	since        time.Time     // it is here
-	late         time.Duration // from then to its first bytes
-	idle, header time.Duration // as net/http has them for connections of its own
+	fresh bool      // nothing has been read
+	blank bool      // nothing but empty lines has come
+	since time.Time // it is here
+	whole time.Time // when its first request must be here, if there is a limit
+	times timeouts
 
 	stays   atomic.Bool // a move has failed
-	leaving atomic.Bool // being moved
+	leaving atomic.Bool // being moved, or moved
 
 	waiting  atomic.Int32 // one of the three below
 	mu       sync.Mutex   // held while the deadline is set
@@ -81,15 +85,49 @@ const (
 	interrupted // the deadline is not net/http's
 )
 
-// forget notes that what has been read belongs to net/http.
-func (p *passport) forget() { p.known, p.head = false, nil }
+// timeouts are those that net/http has for connections of its own.
+type timeouts struct{ idle, header, read time.Duration }
+
+// maxPeek is how much net/http may have at most if the peek makes a read.
+const maxPeek = 3
+
+// forget notes that what has been read belongs to net/http. It writes only if it
+// must: with full duplex net/http may be reading in the background by mistake,
+// which it finds out, and panics, a moment later.
+func (p *passport) forget() {
+	if p.known {
+		p.known, p.head = false, nil
+	}
+}
+
+// learn notes that net/http has the last n bytes and nothing else.
+func (p *passport) learn(n int) {
+	if p.mover != nil && !p.known {
+		p.known, p.head = true, bytes.Clone(p.last[maxPeek-n:])
+	}
+}
+
+// keep remembers the last bytes.
+func (p *passport) keep(b []byte) {
+	b = b[max(0, len(b)-maxPeek):]
+	copy(p.last[:], p.last[len(b):])
+	copy(p.last[maxPeek-len(b):], b)
+}
+
+// skip takes empty lines out of the first bytes of a connection that was moved
+// here. net/http does so after a POST, and does not know that there was one.
+func (p *passport) skip(b []byte) int {
+	rest := bytes.TrimLeft(b, "\r\n")
+	p.blank = len(rest) == 0
+	return copy(b, rest)
+}
 
 // note remembers bytes of a head.
 func (p *passport) note(b []byte) {
-	if !p.known || len(b) == 0 {
+	if !p.known {
 		return
 	}
-	if p.mover == nil || len(p.head)+len(b) > maxHead {
+	if len(p.head)+len(b) > maxHead {
 		p.forget()
 		return
 	}
@@ -105,17 +143,27 @@ func (p *passport) note(b []byte) {
 
 // read is the Read of a wrapped connection.
 func (e *entry) read(c net.Conn, b []byte) (int, error) {
+	for {
+		n, err := e.readSome(c, b)
+		if e.pass.blank && n > 0 {
+			if n = e.pass.skip(b[:n]); n == 0 && err == nil {
+				continue
+			}
+		}
+		e.took(b[:n])
+		return n, err
+	}
+}
+
+func (e *entry) readSome(c net.Conn, b []byte) (int, error) {
 	if len(e.pass.unread) > 0 {
 		n := copy(b, e.pass.unread)
 		e.pass.unread = e.pass.unread[n:]
-		e.took(b[:n])
 		return n, nil
 	}
 	e.reading(len(b))
-	if !e.pass.known || e.pass.mover == nil {
-		n, err := c.Read(b)
-		e.took(b[:n])
-		return n, err
+	if !e.pass.known {
+		return c.Read(b)
 	}
 	for {
 		if e.mayLeave() {
@@ -127,9 +175,18 @@ func (e *entry) read(c net.Conn, b []byte) (int, error) {
 		if e.endRead(c) && n == 0 && errors.Is(err, os.ErrDeadlineExceeded) {
 			continue
 		}
-		e.took(b[:n])
 		return n, err
 	}
+}
+
+// writeUnread writes what came with the connection and has not been read.
+func (e *entry) writeUnread(w io.Writer) (int64, error) {
+	if len(e.pass.unread) == 0 {
+		return 0, nil
+	}
+	n, err := w.Write(e.pass.unread)
+	e.pass.unread = e.pass.unread[n:]
+	return int64(n), err
 }
 
 // took notes that bytes have come.
@@ -143,7 +200,13 @@ func (e *entry) took(b []byte) {
 	if e.pass.fresh {
 		e.begins()
 	}
-	e.pass.note(b)
+	if e.pass.mover == nil {
+		return
+	}
+	if st, _ := e.load(); st != http.StateHijacked { // several may read then
+		e.pass.keep(b)
+		e.pass.note(b)
+	}
 }
 
 // mayLeave reports whether the connection is to be moved now. If not, a read
@@ -190,15 +253,27 @@ func (e *entry) movable() bool {
 // leave moves the connection. It is called by the goroutine that reads it.
 func (e *entry) leave(c net.Conn) bool {
 	p := &e.pass
-	p.leaving.Store(true)
-	defer p.leaving.Store(false)
-	if err := p.mover.MoveConn(e.reg.moving, e.raw, p.head, nil); err != nil {
+	if err := e.move(p.head, nil); err != nil {
 		p.stays.Store(true)
 		return false
 	}
-	e.reg.left(e)
-	c.Close() // here only: no FIN, since the socket is open elsewhere
+	p.forget() // net/http may read once more
+	c.Close()  // here only: no FIN, since the socket is open elsewhere
 	return true
+}
+
+// move moves the connection, once.
+func (e *entry) move(unread, state []byte) error {
+	p := &e.pass
+	if !p.leaving.CompareAndSwap(false, true) {
+		return ErrNotMovable
+	}
+	if err := p.mover.MoveConn(e.reg.moving, e.raw, unread, state); err != nil {
+		p.leaving.Store(false)
+		return err
+	}
+	e.reg.left(e)
+	return nil
 }
 
 // setReadDeadline is net/http's SetReadDeadline.
@@ -217,8 +292,8 @@ func (e *entry) setReadDeadline(c net.Conn, t time.Time) error {
 	if p.fresh {
 		return nil
 	}
-	if p.late > 0 && st == http.StateNew && !t.IsZero() {
-		t = t.Add(p.late)
+	if st == http.StateNew && !t.IsZero() && t.Before(p.whole) {
+		t = p.whole
 	}
 	p.deadline = t
 	if p.waiting.Load() == interrupted {
@@ -233,9 +308,9 @@ func (e *entry) setReadDeadline(c net.Conn, t time.Time) error {
 // reckoned from the beginning begins.
 func (e *entry) arrive(unread []byte) {
 	p := &e.pass
-	p.unread, p.fresh, p.since = unread, true, time.Now()
-	if p.idle > 0 {
-		p.deadline = p.since.Add(p.idle)
+	p.unread, p.fresh, p.blank, p.since = unread, true, true, time.Now()
+	if p.times.idle > 0 {
+		p.deadline = p.since.Add(p.times.idle)
 		e.raw.SetReadDeadline(p.deadline)
 	}
 }
@@ -244,10 +319,13 @@ func (e *entry) arrive(unread []byte) {
 func (e *entry) begins() {
 	p := &e.pass
 	now := time.Now()
-	p.fresh, p.late = false, now.Sub(p.since)
+	p.fresh = false
+	if p.times.read > 0 {
+		p.whole = now.Add(p.times.read)
+	}
 	var t time.Time
-	if p.header > 0 {
-		t = now.Add(p.header)
+	if p.times.header > 0 {
+		t = now.Add(p.times.header)
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -255,10 +333,13 @@ func (e *entry) begins() {
 	e.raw.SetReadDeadline(t)
 }
 
-// entryOf finds the connection of a request.
-func entryOf(r *http.Request) *entry {
-	e, _ := r.Context().Value(entryKey{}).(*entry)
-	return e
+// entryOf finds the connection of a context. One that a user has derived from
+// another server's is not of this one.
+func (r *registry) entryOf(ctx context.Context) *entry {
+	if e, _ := ctx.Value(entryKey{}).(*entry); e != nil && e.reg == r {
+		return e
+	}
+	return nil
 }
 
 type entryKey struct{}

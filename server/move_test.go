@@ -27,7 +27,10 @@ type moverListener struct {
 	net.Listener // nil: accepts nothing but what is moved here
 	next         *moverListener
 	fails        atomic.Bool   // MoveConn returns an error
+	tries        atomic.Int32  // of MoveConn
+	later        chan struct{} // not movable until then
 	hold         chan struct{} // MoveConn waits for that, or for its context
+	deaf         bool          // not for its context
 	arrived      chan net.Conn
 	once         sync.Once
 	gone         chan struct{}
@@ -73,12 +76,25 @@ func (l *moverListener) Close() error {
 
 func (l *moverListener) Addr() net.Addr { return &net.TCPAddr{} }
 
-func (l *moverListener) Movable() bool { return l.next != nil }
+func (l *moverListener) Movable() bool {
+	if l.later != nil {
+		select {
+		case <-l.later:
+		default:
+			return false
+		}
+	}
+	return l.next != nil
+}
 
 var errOnPurpose = errors.New("on purpose")
 
 func (l *moverListener) MoveConn(ctx context.Context, c net.Conn, unread, state []byte) error {
+	l.tries.Add(1)
 	if l.hold != nil {
+		if l.deaf {
+			ctx = context.Background()
+		}
 		select {
 		case <-l.hold:
 		case <-ctx.Done():
@@ -318,6 +334,7 @@ func (s *Server) keepsOne() bool {
 func TestPipelinedRequestsAcrossAMove(t *testing.T) {
 	for _, tt := range []struct{ first, rest string }{
 		{repeat(wholeRequest, 3), ""},
+		{repeat(wholeRequest, 3) + wholeRequest[:3], wholeRequest[3:]},
 		{repeat(wholeRequest, 3) + wholeRequest[:5], wholeRequest[5:]},
 		{repeat(wholeRequest, 3) + wholeRequest[:40], wholeRequest[40:]},
 		{repeat(wholeRequest, 3) + wholeRequest[:len(wholeRequest)-2], wholeRequest[len(wholeRequest)-2:]},
@@ -466,7 +483,7 @@ func TestOrderBetweenTwoRequests(t *testing.T) {
 	}{
 		"one after the other": {[]string{wholeRequest, wholeRequest}, want},
 		"GET after GET":       {[]string{"GET / HTTP/1.1\r\nHost: t\r\n\r\n", wholeRequest}, want},
-		// Without the full read nothing may move.
+		// Without a read of all but three bytes nothing may move.
 		"pipelined whole":    {[]string{wholeRequest + wholeRequest}, []string{"idle", "deadline", "deadline", "deadline", "active"}},
 		"pipelined 2 bytes":  {[]string{wholeRequest + wholeRequest[:2], wholeRequest[2:]}, []string{"idle", "deadline", "read 4094", "deadline", "deadline", "active"}},
 		"pipelined 20 bytes": {[]string{wholeRequest + wholeRequest[:20], wholeRequest[20:]}, []string{"idle", "deadline", "deadline", "read", "deadline", "active"}},

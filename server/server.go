@@ -68,14 +68,14 @@ func (s *Server) Serve(ln net.Listener) error {
 		ln.Close()
 		return err
 	}
-	idle, header := s.IdleTimeout, s.ReadHeaderTimeout
-	if idle == 0 {
-		idle = s.ReadTimeout
+	times := timeouts{s.IdleTimeout, s.ReadHeaderTimeout, s.ReadTimeout}
+	if times.idle == 0 {
+		times.idle = times.read
 	}
-	if header == 0 {
-		header = s.ReadTimeout
+	if times.header == 0 {
+		times.header = times.read
 	}
-	return f.serve(&listener{Listener: ln, reg: &s.reg, idle: idle, header: header})
+	return f.serve(&listener{Listener: ln, reg: &s.reg, times: times})
 }
 
 // ServeTLS is Serve for connections that speak TLS. The files may be empty if

@@ -129,7 +129,8 @@ func (s *StreamServer) log(msg string, args ...any) {
 }
 
 // ErrNotMovable is returned by Move if there is nobody who could take the
-// connection: the server does not drain, or has no successor.
+// connection: the server does not drain, or has no successor. Also the second Move
+// of a connection gets it.
 var ErrNotMovable = errors.New("server: connection cannot be moved")
 
 // Move gives the connection of a handler to the successor, in whose listener it
@@ -143,18 +144,14 @@ var ErrNotMovable = errors.New("server: connection cannot be moved")
 // After an error nothing has changed. The limits on unread and state are the
 // listener's.
 func (s *StreamServer) Move(ctx context.Context, unread, state []byte) error {
-	e, _ := ctx.Value(entryKey{}).(*entry)
-	if e == nil || e.reg != &s.reg {
+	e := s.reg.entryOf(ctx)
+	if e == nil {
 		return errors.New("server: Move with a context that does not come from this server")
 	}
 	if s.reg.phase.Load() != draining || !e.movable() {
 		return ErrNotMovable
 	}
-	if err := e.pass.mover.MoveConn(s.reg.moving, e.raw, unread, state); err != nil {
-		return err
-	}
-	s.reg.left(e)
-	return nil
+	return e.move(unread, state)
 }
 
 // MovedState returns what Move was given as state, if the connection of the
