@@ -6,10 +6,12 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"sync"
 	"testing"
 	"time"
 
 	"github.com/handoverd/handoverd/internal/leak"
+	"github.com/handoverd/handoverd/scm"
 )
 
 // script reads choices from the bytes of a fuzzer or a seeded generator.
@@ -38,7 +40,7 @@ func (s *script) bytes() []byte {
 func (s *script) rubbish() []byte {
 	types := []string{
 		typeHello, typeRefuse, typeWelcome, typeSockets, typeReceived, typeReady, typeGranted, typeAlive, typeCommit,
-		typeRollback, typeRevoked, typeProgress, typeDrained, typeStatus, typeOK, "", "no such type",
+		typeRollback, typeRevoked, typeProgress, typeDrained, typeStatus, typeOK, typeMoved, typeAdopted, "", "no such type",
 	}
 	typ := types[s.pick(len(types))]
 	switch s.pick(4) {
@@ -90,7 +92,7 @@ func (p *peer) mutter(f any, fds ...int) {
 func playSuccessor(p *peer, s *script) {
 	proof := received(0)
 	for steps := 0; s.more() && steps < 40; steps++ {
-		switch s.pick(14) {
+		switch s.pick(17) {
 		case 0, 1:
 			p.mutter(hello(intentTakeover))
 		case 2:
@@ -118,8 +120,33 @@ func playSuccessor(p *peer, s *script) {
 			p.mutter(s.rubbish())
 		case 13:
 			p.mutter(s.rubbish(), int(os.Stdin.Fd()))
+		case 14:
+			h := hello([]string{intentReport, intentTakeover}[s.pick(2)])
+			h.Moves = true
+			p.mutter(h)
+		case 15, 16:
+			p.mutterConnections(s)
 		}
 	}
+}
+
+// mutterConnections sends something as connections.
+func (p *peer) mutterConnections(s *script) {
+	f := frameConnections{Type: typeMoved, Withdrawn: uint64(s.pick(3))}
+	all := []int{int(os.Stdin.Fd()), p.fd()}
+	var fds []int
+	for range s.pick(5) {
+		fd := all[s.pick(len(all))]
+		info, err := inspect(fd)
+		if err != nil {
+			p.t.Fatal(err)
+		}
+		f.Items = append(f.Items, movedItem{Listener: []string{"app", "none", "@lock"}[s.pick(3)], Cookie: info.cookie + cookie(s.pick(2))})
+		if s.pick(8) > 0 {
+			fds = append(fds, fd)
+		}
+	}
+	p.mutter(f, fds...)
 }
 
 // withOwner plays one conversation against the owner, which must be as good
@@ -316,6 +343,7 @@ func FuzzAgainstOwner(f *testing.F) {
 	f.Add([]byte{0, 3, 6, 8, 3, 10, 0, 10, 0, 10, 2})    // alive, alive, rollback
 	f.Add([]byte{0, 3, 6, 6, 8})                         // received twice
 	f.Add([]byte{2, 0, 3, 2, 3, 12, 5, 2, 1, 1, 1, 'x'}) // status, and again
+	f.Add([]byte{14, 0, 3, 15, 0, 1, 0, 0, 0, 1, 3})     // a report, and a file in place of a connection
 	f.Fuzz(func(t *testing.T, data []byte) { withOwner(t, cfg, g, data) })
 }
 
@@ -325,4 +353,167 @@ func FuzzAgainstSuccessor(f *testing.F) {
 	f.Add([]byte{1, 0, 0, 30, 2, 5, 11, 2})        // commit without a grant
 	f.Add([]byte{0, 0, 0, 0, 4, 1, 2, 0, 5, 7, 0}) // a descriptor for another
 	f.Fuzz(func(t *testing.T, data []byte) { withSuccessor(t, data) })
+}
+
+// playHeir answers a generation that moves connections as the script says, and
+// leaves. It tells which of them it has taken for certain: named in the first
+// answer to them, in a conversation without a fault, that could be sent.
+func (h *heir) playHeir(s *script) (taken map[cookie]bool) {
+	taken = map[cookie]bool{}
+	var batch *frameConnections
+	p, clean := h.peer, true
+	drop := func() {
+		if batch != nil {
+			dropFrame(batch)
+			batch = nil
+		}
+	}
+	defer drop()
+	answer := func(a frameAdopted, proper bool) {
+		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+		defer cancel()
+		err := p.send(ctx, a)
+		if clean = clean && proper; clean && err == nil {
+			for _, c := range a.Cookies {
+				taken[c] = true
+			}
+		}
+		drop()
+	}
+	for steps := 0; s.more() && steps < 60; steps++ {
+		if p == nil {
+			if p = h.acceptBriefly(); p == nil {
+				break
+			}
+			clean = true
+		}
+		switch s.pick(12) {
+		case 0, 1, 2, 3, 4:
+			ctx, cancel := context.WithTimeout(context.Background(), 20*time.Millisecond)
+			f, err := p.recvMoved(ctx)
+			cancel()
+			if m, ok := f.(*frameConnections); ok && err == nil {
+				drop()
+				batch = m
+			}
+			if gone(err) {
+				drop()
+				p.close()
+				p = nil
+			}
+		case 5, 6:
+			if batch != nil {
+				answer(adopted(batch.cookies()...), true)
+			} else {
+				p.mutter(simple(typeOK))
+			}
+		case 7:
+			if batch != nil {
+				answer(adopted(batch.cookies()[:s.pick(len(batch.Items)+1)]...), true)
+			}
+		case 8:
+			if batch != nil {
+				answer(adopted(append(batch.cookies(), cookie(s.pick(3)))...), false)
+			} else {
+				answer(adopted(cookie(s.pick(3))), false)
+			}
+		case 9:
+			p.mutter([]any{simple(typeAlive), simple(typeOK), frameRefuse{Type: typeRefuse, Code: CodeLimit}}[s.pick(3)])
+		case 10:
+			p.mutter(s.rubbish())
+			clean = false
+		case 11:
+			drop()
+			p.close()
+			p = nil
+		}
+	}
+	if p != nil {
+		p.close()
+	}
+	return taken
+}
+
+func (h *heir) acceptBriefly() *peer {
+	h.control.SetDeadline(time.Now().Add(20 * time.Millisecond))
+	c, err := h.control.AcceptUnix()
+	if err != nil {
+		return nil
+	}
+	conn, err := scm.NewConn(c)
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	return &peer{h.t, newLink(conn, scm.MaxFDs)}
+}
+
+// withHeir has a real generation move connections to a scripted heir. All calls
+// return; what was moved was taken, what was taken for certain has been moved,
+// and the rest works on.
+func withHeir(t testing.TB, data []byte) {
+	t.Helper()
+	cfg := testConfig(t)
+	cfg.StepTimeout = 20 * time.Second
+	s := &script{data}
+	if s.pick(4) == 0 {
+		cfg.StepTimeout = 40 * time.Millisecond
+	}
+	p := part(t, cfg, 1+s.pick(4))
+	ids := make([]cookie, len(p.servers))
+	errs := make([]error, len(p.servers))
+	var moves sync.WaitGroup
+	for i, server := range p.servers {
+		info, err := inspect(fdOf(t, server))
+		if err != nil {
+			t.Fatal(err)
+		}
+		ids[i] = info.cookie
+		moves.Go(func() {
+			for range 4 {
+				if errs[i] = p.from.MoveConn(context.Background(), server, nil, nil); errs[i] == nil {
+					server.Close()
+					return
+				}
+			}
+		})
+	}
+	taken := p.heir.playHeir(s)
+	p.heir.control.Close()
+	within(t, 15*time.Second, "the moves", moves.Wait)
+	for i, err := range errs {
+		if err != nil && taken[ids[i]] {
+			t.Errorf("connection %d is on both sides: %v", i, err)
+		}
+		if err == nil {
+			hangsUp(t, p.clients[i])
+		} else {
+			through(t, p.clients[i], p.servers[i])
+		}
+	}
+	within(t, 15*time.Second, "Close", func() { p.old.Close() })
+}
+
+// A real generation against random heirs of its connections.
+func TestRandomConversationsWithAnHeir(t *testing.T) {
+	leak.Check(t)
+	n := 300
+	if testing.Short() {
+		n = 60
+	}
+	before := takeStock(t)
+	for seed := range uint64(n) {
+		data := randomBytes(seed, 3)
+		if !t.Run(fmt.Sprint(seed), func(t *testing.T) { withHeir(t, data) }) {
+			break
+		}
+	}
+	before.unchanged(t)
+}
+
+func FuzzAgainstPredecessor(f *testing.F) {
+	f.Add([]byte{1, 3, 0, 5, 0, 5})             // takes all
+	f.Add([]byte{1, 3, 0, 11, 5, 0, 5})         // goes away, is looked for, takes it
+	f.Add([]byte{1, 3, 0, 8, 2, 5, 0, 7, 1})    // another one's cookie
+	f.Add([]byte{0, 0, 0, 0, 0, 0, 0, 0, 0, 0}) // silent
+	f.Fuzz(func(t *testing.T, data []byte) { withHeir(t, data) })
 }

@@ -80,13 +80,13 @@ func (t *parting) run() error {
 	defer tick.Stop()
 	defer t.give.Stop()
 	defer func() {
-		t.lose()
+		if t.l != nil {
+			t.lose(true)
+		}
 		t.refuse("this generation has ended")
 	}()
 	for {
-		if t.takes && t.batch == nil && len(t.queue) > 0 {
-			t.sendBatch()
-		}
+		t.press()
 		// One batch is in flight: more might meet ETOOMANYREFS (unix(7)).
 		var in <-chan inbound
 		moves := g.moves
@@ -101,12 +101,6 @@ func (t *parting) run() error {
 			return t.report()
 		case m := <-moves:
 			t.queue = append(t.queue, m)
-			switch {
-			case !g.movable.Load():
-				t.refuse("nobody takes connections")
-			case t.l == nil && !t.dial():
-				t.refuse("there is no owner to take it")
-			}
 		case f := <-in:
 			t.hear(f)
 		case <-tick.C:
@@ -116,14 +110,8 @@ func (t *parting) run() error {
 			// One that does not read misses progress, not the report.
 			t.l.sendWithin(100*time.Millisecond, g.progress())
 		case <-t.give.C:
-			if t.l == nil || t.give.again(t.l) {
-				continue
-			}
-			g.log.Warn("no answer about connections, looking for the next owner")
-			t.lose()
-			if t.tired++; t.tired >= moveTries {
-				g.movable.Store(false)
-				t.refuse("nobody answers")
+			if t.l != nil && !t.give.again(t.l) {
+				t.expire()
 			}
 		case <-g.ctx.Done():
 			return g.ctx.Err()
@@ -135,31 +123,44 @@ func (t *parting) run() error {
 func (t *parting) hear(in inbound) {
 	dropFrame(in.frame)
 	if in.err != nil {
-		t.end()
-		if len(t.queue) > 0 && !t.dial() {
-			t.refuse("the successor has gone")
-		}
+		t.end(true)
 		return
 	}
 	switch f := in.frame.(type) {
 	case *frameAdopted:
+		if !t.fits(f) {
+			t.g.log.Warn("an answer about connections that were not sent")
+			t.lose(true)
+			return
+		}
 		t.answered(f)
+	case *frameRefuse: // it closes, too
+		t.refuse(f.Message)
 	case *frameSimple:
-		if f.Type == typeOK && t.dialed {
-			t.takes = true
+		if f.Type == typeOK && t.dialed && !t.takes {
+			t.takes, t.deaf = true, 0
 			t.give.Stop()
 		}
 	}
 	// Anything else, alive or commit, is late.
 }
 
-// dial finds the present owner.
+// dial finds the present owner. One that closes at once has just been superseded.
 func (t *parting) dial() bool {
-	if t.l = t.g.redial(); t.l == nil {
+	var err error
+	for range moveTries {
+		if t.l, err = t.g.redial(); err == nil || !gone(err) {
+			break
+		}
+	}
+	if err != nil {
+		t.g.log.Debug("no owner found", "error", err)
 		return false
 	}
 	t.dialed, t.takes = true, false
-	t.give.reset(t.g.cfg.StepTimeout)
+	if t.g.movable.Load() {
+		t.give.reset(t.g.cfg.StepTimeout)
+	}
 	return true
 }
 
@@ -195,12 +196,12 @@ func (g *Generation) tellReport(l *link) error {
 }
 
 // redial finds the present owner and announces a report to it.
-func (g *Generation) redial() *link {
+func (g *Generation) redial() (*link, error) {
 	ctx, cancel := context.WithTimeout(g.ctx, time.Second)
 	defer cancel()
 	conn, err := scm.Dial(ctx, "unixpacket", g.cfg.Socket)
 	if err != nil {
-		return nil
+		return nil, err
 	}
 	l := newLink(conn, 0)
 	err = l.send(ctx, frameHello{
@@ -210,10 +211,10 @@ func (g *Generation) redial() *link {
 	})
 	if err != nil {
 		l.close()
-		return nil
+		return nil, err
 	}
 	l.startReader()
-	return l
+	return l, nil
 }
 
 // hearReport listens to an earlier generation that drains.
@@ -227,29 +228,22 @@ func (g *Generation) hearReport(l *link, hello *frameHello) error {
 	defer g.leaveLasting()
 	peer := PeerStatus{Generation: hello.Generation, Phase: PhaseDraining, Program: hello.Program, Build: hello.Build, PID: hello.PID}
 	g.recordDraining(peer)
-	switch {
-	case hello.Moves && g.cfg.NoMove:
-		if err := l.sendWithin(g.cfg.StepTimeout, frameAdopted{Type: typeAdopted, Stop: takesNone}); err != nil {
-			return err
-		}
-	case hello.Moves:
-		if err := l.conn.SetPassRights(true); err != nil && !errors.Is(err, errors.ErrUnsupported) {
-			return err
-		}
-		l.makeRoom(scm.MaxFDs)
-		if err := l.sendWithin(g.cfg.StepTimeout, frameSimple{Type: typeOK}); err != nil {
-			return err
-		}
+	defer func() { g.predecessorLeft(peer.Generation) }() // unless it has said so
+	if err := g.welcomeMoves(l, hello); err != nil && !gone(err) {
+		return err
 	}
-	for {
+	for reset := false; ; {
 		f, err := l.recvMoved(g.ctx)
+		if isConnReset(err) && !reset {
+			reset = true // as in link.read
+			continue
+		}
 		if err != nil {
-			g.predecessorLeft(peer.Generation)
 			return nil
 		}
 		switch f := f.(type) {
 		case *frameConnections:
-			if err := g.adopt(l, f, func() bool { return false }); err != nil {
+			if err := g.adopt(l, f, func() bool { return false }); err != nil && !gone(err) {
 				return err
 			}
 			continue
@@ -265,4 +259,20 @@ func (g *Generation) hearReport(l *link, hello *frameHello) error {
 			return nil
 		}
 	}
+}
+
+// welcomeMoves tells a predecessor that would like to move connections whether
+// it may.
+func (g *Generation) welcomeMoves(l *link, hello *frameHello) error {
+	switch {
+	case hello.Moves && g.cfg.NoMove:
+		return l.sendWithin(g.cfg.StepTimeout, frameAdopted{Type: typeAdopted, Stop: takesNone})
+	case hello.Moves:
+		if err := l.conn.SetPassRights(true); err != nil && !errors.Is(err, errors.ErrUnsupported) {
+			return err
+		}
+		l.makeRoom(scm.MaxFDs)
+		return l.sendWithin(g.cfg.StepTimeout, frameSimple{Type: typeOK})
+	}
+	return nil
 }

@@ -80,10 +80,9 @@ func (p *passage) enter() (net.Conn, error) {
 			p.arrived[0] = nil
 			p.arrived = p.arrived[1:]
 			return c, nil
-		case over && p.expected == 0:
+		case over && p.expected == 0: // else they come soon, or not at all
 			return nil, net.ErrClosed
-		case over: // the expected ones come soon, or not at all
-		case g.state == gateOpen && (g.owns == nil || g.owns()):
+		case !over && g.state == gateOpen && (g.owns == nil || g.owns()):
 			p.restoreLocked()
 			g.inflight++
 			p.inflight++
@@ -133,6 +132,13 @@ func (p *passage) arrive(c net.Conn) {
 	p.wakeLocked()
 }
 
+// hasEnded tells whether nothing passes any more.
+func (g *gate) hasEnded() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.state == gateEnded
+}
+
 // closeArrived closes the connections that nobody has asked for.
 func (g *gate) closeArrived() {
 	g.mu.Lock()
@@ -172,8 +178,8 @@ func (p *passage) wakeLocked() {
 	}
 }
 
-// leave ends what enter began. It tells whether err was only the interruption
-// by shut, so that the caller has to enter again.
+// leave ends what enter began. It tells whether err was only an interruption, or
+// the end, so that the caller has to enter again.
 func (p *passage) leave(err error) (again bool) {
 	g := p.gate
 	g.mu.Lock()
@@ -184,10 +190,14 @@ func (p *passage) leave(err error) (again bool) {
 		close(g.idle)
 		g.idle = nil
 	}
-	if !errors.Is(err, os.ErrDeadlineExceeded) {
-		return false
+	switch {
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		return p.dead || p.deadline.IsZero() || time.Now().Before(p.deadline)
+	case errors.Is(err, net.ErrClosed):
+		// enter says so, too, but not before everything moved here is out.
+		return p.dead || g.state == gateEnded
 	}
-	return p.dead || p.deadline.IsZero() || time.Now().Before(p.deadline)
+	return false
 }
 
 // setUserDeadline is SetDeadline as the application knows it.
@@ -265,7 +275,9 @@ func (g *gate) open() {
 		return
 	}
 	for p := range g.members {
-		p.restoreLocked()
+		if len(p.arrived) == 0 { // else who is inside still has to come out
+			p.restoreLocked()
+		}
 	}
 	g.setStateLocked(gateOpen)
 }

@@ -88,8 +88,9 @@ func (t *takeover) grant() error {
 	err := t.link.send(ctx, frameGranted{Type: typeGranted, Generation: t.next, Settled: !to.probation()})
 	switch {
 	case !to.probation() && err != nil:
-		// It cannot know, unless it looks at the word: take it back.
-		if gone(err) && g.word.swap(to, t.before) {
+		// If it lives it will look at the word, and own: only from the dead
+		// it may be taken back.
+		if gone(err) && t.isDead() && g.word.swap(to, t.before) {
 			g.reopen()
 			return t.failed(errDied)
 		}
@@ -100,6 +101,12 @@ func (t *takeover) grant() error {
 		return t.takeBack(errDied)
 	}
 	return t.standBy()
+}
+
+// isDead tells whether the successor, which has hung up, has died. Without a
+// pidfd it is believed to.
+func (t *takeover) isDead() bool {
+	return t.proc == nil || t.proc.diesWithin(t.g.cfg.StepTimeout)
 }
 
 func (g *Generation) reopen() {

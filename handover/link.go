@@ -71,9 +71,14 @@ func (l *link) makeRoom(room int) {
 }
 
 // recvMoved receives one frame. Descriptors come with connections only, which
-// keep them.
+// keep them. Where this process has no room for them, what comes is a frame
+// with no connections.
 func (l *link) recvMoved(ctx context.Context) (any, error) {
 	f, fds, err := l.recv(ctx)
+	if errors.Is(err, scm.ErrControlTruncated) && l.room > 0 {
+		l.inHand.Store(true)
+		return &frameConnections{Type: typeMoved}, nil
+	}
 	m, ok := f.(*frameConnections)
 	switch {
 	case err == nil && ok && len(fds) == len(m.Items):
@@ -198,26 +203,31 @@ func gone(err error) bool {
 // stopped, and wakes up, finds its timers expired before it has read what
 // arrived meanwhile. Only when a second, short time has passed and still
 // nothing waits to be read, the peer is silent.
+//
+// A peer that never stops talking of something else is silent, too.
 type patience struct {
 	*time.Timer
-	second bool
+	chances int // used
 }
 
-const secondChance = 50 * time.Millisecond
+const (
+	secondChance = 50 * time.Millisecond
+	maxChances   = 20
+)
 
 func newPatience(d time.Duration) *patience { return &patience{Timer: time.NewTimer(d)} }
 
 func (p *patience) reset(d time.Duration) {
-	p.second = false
+	p.chances = 0
 	p.Reset(d)
 }
 
 // again tells whether to wait on after an expiry.
 func (p *patience) again(l *link) bool {
-	if p.second && !l.unread() {
+	if p.chances > 0 && !l.unread() || p.chances >= maxChances {
 		return false
 	}
-	p.second = true
+	p.chances++
 	p.Reset(secondChance)
 	return true
 }

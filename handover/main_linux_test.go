@@ -18,6 +18,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/handoverd/handoverd/internal/leak"
 )
 
@@ -38,6 +40,8 @@ func childMain() int {
 	}
 	var (
 		g       *Generation
+		e       *echo
+		dialed  []net.Conn
 		serving sync.WaitGroup
 		ctx     = context.Background()
 	)
@@ -93,6 +97,45 @@ func childMain() int {
 						serving.Go(func() { answerLine(c, g.Number()) })
 					}
 				})
+				return nil
+			case "echo":
+				ln, err := g.Listen(word[1], word[2], word[3])
+				if err != nil {
+					return err
+				}
+				said = ln.Addr().String()
+				e = serveEcho(g, ln)
+				return nil
+			case "move":
+				moved, stayed := e.move()
+				said = fmt.Sprint(moved, stayed)
+				return nil
+			case "empty":
+				e.empty()
+				return nil
+			case "conns":
+				said = fmt.Sprint(e.count())
+				return nil
+			case "dial": // so many connections, that stay open
+				var n int
+				fmt.Sscan(word[1], &n)
+				if err := limitDescriptors(uint64(n + 100)); err != nil {
+					return err
+				}
+				for range n {
+					c, err := net.Dial("tcp", word[2])
+					if err != nil {
+						return err
+					}
+					dialed = append(dialed, c)
+				}
+				return nil
+			case "room": // for so many descriptors more
+				var n uint64
+				fmt.Sscan(word[1], &n)
+				return limitDescriptors(n)
+			case "nomove":
+				cfg.NoMove = true
 				return nil
 			case "many": // listeners, by name
 				var n int
@@ -174,6 +217,26 @@ func answerLine(c net.Conn, generation uint64) {
 			return
 		}
 	}
+}
+
+// limitDescriptors leaves this process room for n descriptors.
+func limitDescriptors(n uint64) error {
+	var lim unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &lim); err != nil {
+		return err
+	}
+	lim.Cur = lim.Max
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &lim); err != nil {
+		return err
+	}
+	free, err := os.Open(os.DevNull) // gets the lowest number
+	if err != nil {
+		return err
+	}
+	defer free.Close()
+	lim.Cur = uint64(free.Fd()) + n
+	lim.Max = max(lim.Max, lim.Cur)
+	return unix.Setrlimit(unix.RLIMIT_NOFILE, &lim)
 }
 
 // child is such a process, seen from the test.

@@ -2,9 +2,11 @@ package handover
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"sync"
 
 	"github.com/handoverd/handoverd/scm"
@@ -104,10 +106,15 @@ func (c *movedConn) CloseWrite() error {
 
 // adopt takes connections that an earlier generation moves here, and answers.
 // It consumes f. An error ends the conversation. died tells, if the answer
-// cannot be sent, whether the sender has died, and so has no copies.
+// cannot be sent, whether the sender has died over them, and so has no copies
+// nor anybody else.
 func (g *Generation) adopt(l *link, f *frameConnections, died func() bool) error {
 	defer dropFrame(f)
 	conv, err := newConverter()
+	if err == nil && len(f.Items) == 0 {
+		conv.close()
+		err = errNoRoom
+	}
 	if err != nil {
 		return l.sendWithin(g.cfg.StepTimeout, frameAdopted{Type: typeAdopted, Stop: shorten(err.Error())})
 	}
@@ -123,30 +130,35 @@ func (g *Generation) adopt(l *link, f *frameConnections, died func() bool) error
 	if g.cfg.NoMove {
 		answer.Stop = takesNone
 	}
-	ways := g.waysFor(f.Items)
+	listeners, leaves := g.listenersFor(f.Items)
 	for i, it := range f.Items {
-		way := ways[it.Listener]
-		if way == nil {
+		s := listeners[it.Listener]
+		if s == nil {
 			continue
 		}
 		fd := f.fds[i]
 		f.fds[i] = -1
-		c, err := receiveConn(conv, fd, it.Cookie)
+		c, err := receiveConn(conv, fd, it.Cookie, s.Network)
 		if err != nil {
 			g.log.Warn("connection not taken", "listener", it.Listener, "error", err)
 			continue
 		}
-		if !way.expect(1) {
+		if !s.way.expect(1) {
 			c.Close()
+			leaves = leaves || g.gate.hasEnded()
 			continue
 		}
-		taken = append(taken, newcomer{way, &movedConn{Conn: c, unread: it.Unread, state: it.State}})
+		taken = append(taken, newcomer{s.way, &movedConn{Conn: c, unread: it.Unread, state: it.State}})
 		answer.Cookies = append(answer.Cookies, it.Cookie)
 	}
 	// The sender has its copies until it gets this. So what is served here
-	// has been acknowledged, and what has not been is served there.
-	err = l.sendWithin(g.cfg.StepTimeout, answer)
-	keep := err == nil || died()
+	// has been acknowledged, and what has not been is served there, or by the
+	// next owner, if this generation is about to leave.
+	keep := false
+	if err = errLeaves; !leaves {
+		err = l.sendWithin(g.cfg.StepTimeout, answer)
+		keep = err == nil || died()
+	}
 	for _, n := range taken {
 		if keep {
 			n.way.arrive(n.conn)
@@ -162,38 +174,50 @@ func (g *Generation) adopt(l *link, f *frameConnections, died func() bool) error
 // takesNone is why a generation takes no connections.
 const takesNone = "this generation takes no connections"
 
-// waysFor finds the listeners of connections. In probation there are none: if
-// this process dies then, no connection of an earlier one may be lost.
-func (g *Generation) waysFor(items []movedItem) map[string]*passage {
-	ways := map[string]*passage{}
-	g.do(func() {
+// errNoRoom is why it takes no more.
+var errNoRoom = errors.New("no room for more descriptors: RLIMIT_NOFILE")
+
+// listenersFor finds the listeners of connections. In probation there are none:
+// if this process dies then, no connection of an earlier one may be lost.
+func (g *Generation) listenersFor(items []movedItem) (all map[string]*socket, leaves bool) {
+	all = map[string]*socket{}
+	leaves = g.do(func() {
 		switch g.phase {
 		case PhaseOwner, PhaseHanding, PhaseGranting, PhaseStandby:
 		default:
+			leaves = g.phase == PhaseDraining
 			return
 		}
 		for _, it := range items {
 			if s := g.byName[it.Listener]; s != nil && s.ln != nil && !g.cfg.NoMove {
-				ways[it.Listener] = s.way
+				all[it.Listener] = s
 			}
 		}
-	})
-	return ways
+	}) != nil || leaves
+	return all, leaves
 }
 
+// errLeaves: the sender finds the conversation closed, and goes to the next owner.
+var errLeaves = errors.New("this generation leaves")
+
 // receiveConn makes a connection of a received descriptor, which it consumes.
-func receiveConn(conv *converter, fd int, want cookie) (net.Conn, error) {
+// network is that of its listener.
+func receiveConn(conv *converter, fd int, want cookie, network string) (net.Conn, error) {
 	info, err := inspect(fd)
-	switch {
-	case err != nil:
-	case !info.socket || info.accepting || info.cookie != want:
+	if err == nil && (!info.is(network) || info.accepting || info.cookie != want) {
 		err = errors.New("the descriptor is not that connection")
 	}
 	if err != nil {
 		closeFD(fd)
 		return nil, err
 	}
-	return conv.conn(fd)
+	c, err := conv.conn(fd)
+	if err == nil && c.RemoteAddr() == nil {
+		// Reset meanwhile. What comes from Accept has an address.
+		c.Close()
+		return nil, errors.New("the connection has ended")
+	}
+	return c, err
 }
 
 // parting is what a draining generation and its successor have to say to each
@@ -206,44 +230,67 @@ type parting struct {
 	takes  bool      // the other side takes connections
 	batch  []*move   // sent, and not answered yet
 	queue  []*move   // to send first
-	tired  int       // how often nobody answered
+	silent int       // how often in a row nobody answered in time
+	deaf   int       // how many in a row closed before they said that they take connections
 	give   *patience // until the answer, or until the other side says that it takes connections
 }
 
-// moveTries is how often a connection is sent to a process that goes away
-// before it answers: in a chain of takeovers there may be some.
-const moveTries = 4
+const (
+	// moveTries is how often a connection is sent to a process that goes away
+	// before it answers, and how many are looked for that do so before they
+	// can be sent anything: in a chain of takeovers there may be some.
+	moveTries = 4
+	// moveSilences is how many may be silent: the successor, and whoever
+	// owns then.
+	moveSilences = 2
+)
+
+// press gets the queue on its way. It returns when something has to come from
+// the other side first, or nothing waits any more.
+func (t *parting) press() {
+	for len(t.queue) > 0 && t.batch == nil {
+		switch {
+		case !t.g.movable.Load():
+			t.refuse("nobody takes connections")
+		case t.l != nil && t.takes:
+			t.sendBatch()
+		case t.l != nil:
+			return
+		case t.deaf >= moveTries:
+			t.deaf = 0
+			t.refuse("no owner listens")
+		case !t.dial():
+			t.refuse("there is no owner to take it")
+		}
+	}
+}
+
+// next gives what wants to move, or nil.
+func (t *parting) next() *move {
+	if len(t.queue) > 0 {
+		m := t.queue[0]
+		t.queue = t.queue[1:]
+		return m
+	}
+	select {
+	case m := <-t.g.moves:
+		return m
+	default:
+		return nil
+	}
+}
 
 // sendBatch sends what wants to move, as far as it fits one packet.
 func (t *parting) sendBatch() {
 	var (
 		fds   []int
-		items []movedItem
+		items []json.RawMessage
 		size  int
 	)
 	defer func() { closeAll(fds) }()
-	next := func() *move {
-		if len(t.queue) > 0 {
-			m := t.queue[0]
-			t.queue = t.queue[1:]
-			return m
-		}
-		select {
-		case m := <-t.g.moves:
-			return m
-		default:
-			return nil
-		}
-	}
 	for len(items) < scm.MaxFDs {
-		m := next()
+		m := t.next()
 		if m == nil {
-			break
-		}
-		// JSON makes 4 bytes of 3.
-		n := 128 + maxName + (len(m.item.Unread)+len(m.item.State))*4/3
-		if size+n > maxBatchJSON && len(items) > 0 {
-			t.queue = append(t.queue, m)
 			break
 		}
 		fd, c, err := sharedFD(m.conn)
@@ -252,74 +299,119 @@ func (t *parting) sendBatch() {
 			continue
 		}
 		m.item.Cookie = c
-		size += n
-		fds, items, t.batch = append(fds, fd), append(items, m.item), append(t.batch, m)
+		b, err := json.Marshal(m.item)
+		if err != nil {
+			closeFD(fd)
+			m.done <- fmt.Errorf("%w: %w", ErrNotMoved, err)
+			continue
+		}
+		if size+len(b) >= maxBatchJSON && len(items) > 0 {
+			closeFD(fd)
+			t.queue = append(t.queue, m)
+			break
+		}
+		size += len(b) + 1
+		fds, items, t.batch = append(fds, fd), append(items, b), append(t.batch, m)
 	}
 	if len(items) == 0 {
 		return
 	}
 	ctx, cancel := context.WithTimeout(t.g.ctx, t.g.cfg.StepTimeout)
 	defer cancel()
+	f := rawConnections{Type: typeMoved, Items: items, Withdrawn: t.g.word.withdrawals(t.g.number).Load()}
+	err := t.l.send(ctx, f, fds...)
 	t.give.reset(t.g.cfg.StepTimeout)
-	if err := t.l.send(ctx, frameConnections{Type: typeMoved, Items: items}, fds...); err != nil {
+	switch {
+	case errors.Is(err, context.DeadlineExceeded):
+		t.expire()
+	case err != nil:
 		t.g.log.Debug("connections not sent", "error", err)
-		t.lose()
+		t.lose(true)
 	}
+}
+
+// rawConnections is frameConnections with items that are encoded already.
+type rawConnections struct {
+	Type      string            `json:"type"`
+	Items     []json.RawMessage `json:"items"`
+	Withdrawn uint64            `json:"withdrawn,omitempty"`
+}
+
+// fits tells whether an answer is one to what was sent last.
+func (t *parting) fits(a *frameAdopted) bool {
+	for _, c := range a.Cookies {
+		if !slices.ContainsFunc(t.batch, func(m *move) bool { return m.item.Cookie == c }) {
+			return false
+		}
+	}
+	return t.batch != nil || a.Stop != ""
 }
 
 // answered is told what became of a batch.
 func (t *parting) answered(a *frameAdopted) {
-	taken := make(map[cookie]bool, len(a.Cookies))
-	for _, c := range a.Cookies {
-		taken[c] = true
-	}
 	for _, m := range t.batch {
-		if taken[m.item.Cookie] {
+		if slices.Contains(a.Cookies, m.item.Cookie) {
 			m.done <- nil
 		} else {
 			m.done <- fmt.Errorf("%w: the successor did not take it", ErrNotMoved)
 		}
 	}
-	t.batch, t.tired = nil, 0
+	t.batch, t.silent = nil, 0
 	t.give.Stop()
 	if a.Stop != "" {
 		t.g.log.Warn("the successor takes no more connections", "reason", a.Stop)
 		t.takes = false
 		t.g.movable.Store(false)
-		t.refuse("the successor takes no more connections")
+	}
+}
+
+// expire is told that the other side has not answered in time. That one may be
+// stopped, and the connections have waited long enough: they go on here.
+func (t *parting) expire() {
+	t.g.log.Warn("no answer about connections, looking for the next owner")
+	t.lose(false)
+	if t.silent++; t.silent >= moveSilences {
+		t.g.movable.Store(false)
 	}
 }
 
 // lose gives the listener up. What it has answered until then counts; what it
 // has not is still ours, since it must not serve that: its answer would fail.
-func (t *parting) lose() {
-	if t.l == nil {
-		return
-	}
+func (t *parting) lose(again bool) {
 	t.l.conn.CloseRead()
 	for t.batch != nil {
 		in := <-t.l.in
-		if a, ok := in.frame.(*frameAdopted); ok {
+		dropFrame(in.frame)
+		if a, ok := in.frame.(*frameAdopted); ok && t.fits(a) {
 			t.answered(a)
 		}
 		if in.err != nil {
 			break
 		}
 	}
-	t.end()
+	t.end(again)
 }
 
-// end forgets a listener that has gone, or that was told to.
-func (t *parting) end() {
+// end forgets a listener that has gone, or that was told to. What it has not
+// answered is sent again, to somebody else, or stays.
+func (t *parting) end(again bool) {
+	if len(t.batch) > 0 {
+		// From here on the other side must not take it for its own, even
+		// if we die, and it finds that.
+		t.g.word.withdrawals(t.g.number).Add(1)
+	}
+	if t.dialed && !t.takes {
+		t.deaf++
+	}
 	t.l.close()
 	t.l, t.takes = nil, false
 	t.give.Stop()
 	for _, m := range t.batch {
-		if m.tries++; m.tries >= moveTries {
-			m.done <- fmt.Errorf("%w: %d processes went away before they answered", ErrNotMoved, m.tries)
+		if m.tries++; again && m.tries < moveTries {
+			t.queue = append(t.queue, m)
 			continue
 		}
-		t.queue = append(t.queue, m)
+		m.done <- fmt.Errorf("%w: no answer from the successor", ErrNotMoved)
 	}
 	t.batch = nil
 }

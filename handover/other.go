@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"sync/atomic"
 	"syscall"
 	"time"
 )
@@ -34,6 +35,7 @@ type sockInfo struct {
 
 func inspect(int) (sockInfo, error)         { return sockInfo{}, nil }
 func (sockInfo) goesWith(string) error      { return errUnsupported }
+func (sockInfo) is(string) bool             { return false }
 func (sockInfo) network() string            { return "" }
 func ownNetnsCookie() (cookie, error)       { return 0, errUnsupported }
 func sockFD(syscall.Conn) (int, error)      { return -1, nil }
@@ -70,6 +72,8 @@ func mapWord(int) (*word, error)       { return nil, errUnsupported }
 func (*word) load() ownership          { return 0 }
 func (*word) swap(_, _ ownership) bool { return false }
 func (*word) close()                   {}
+
+func (*word) withdrawals(uint64) *atomic.Uint64 { return new(atomic.Uint64) }
 
 type process struct{}
 

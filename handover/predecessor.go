@@ -239,10 +239,10 @@ func (p *predecessor) receive(f any) {
 		p.refused(&RefusedError{Code: f.Code, Message: f.Message})
 		return
 	case *frameConnections:
-		if !p.known() {
+		if !p.known() && !p.adopted() {
 			break
 		}
-		if err := p.g.adopt(p.link, f, func() bool { return p.proc.diesWithin(time.Second) }); err != nil {
+		if err := p.g.adopt(p.link, f, func() bool { return p.diedOver(f) }); err != nil {
 			p.g.log.Warn("connections not taken", "error", err)
 		}
 		return
@@ -271,6 +271,21 @@ func (p *predecessor) receive(f any) {
 	}
 	dropFrame(f)
 	p.refused(fmt.Errorf("%w: %T out of place", errFrame, f))
+}
+
+// diedOver tells whether the predecessor dies, soon, without having gone on with
+// what it has sent.
+func (p *predecessor) diedOver(f *frameConnections) bool {
+	wentOn := func() bool { return p.g.word.withdrawals(p.peerNumber()).Load() != f.Withdrawn }
+	for range 20 {
+		if wentOn() {
+			return false
+		}
+		if p.proc.diesWithin(50 * time.Millisecond) {
+			return !wentOn()
+		}
+	}
+	return false
 }
 
 func (p *predecessor) peerNumber() uint64 { return p.welcome.Generation }

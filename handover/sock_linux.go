@@ -87,35 +87,40 @@ func (i sockInfo) goesWith(network string) error {
 	if !i.socket {
 		return bad("no socket")
 	}
-	inet := i.domain == unix.AF_INET || i.domain == unix.AF_INET6
-	var ok bool
-	switch network {
-	case "tcp":
-		ok = inet && i.typ == unix.SOCK_STREAM
-	case "tcp4":
-		ok = i.domain == unix.AF_INET && i.typ == unix.SOCK_STREAM
-	case "tcp6":
-		ok = i.domain == unix.AF_INET6 && i.typ == unix.SOCK_STREAM
-	case "udp":
-		ok = inet && i.typ == unix.SOCK_DGRAM
-	case "udp4":
-		ok = i.domain == unix.AF_INET && i.typ == unix.SOCK_DGRAM
-	case "udp6":
-		ok = i.domain == unix.AF_INET6 && i.typ == unix.SOCK_DGRAM
-	case "unix":
-		ok = i.domain == unix.AF_UNIX && i.typ == unix.SOCK_STREAM
-	case "unixpacket":
-		ok = i.domain == unix.AF_UNIX && i.typ == unix.SOCK_SEQPACKET
-	case "unixgram":
-		ok = i.domain == unix.AF_UNIX && i.typ == unix.SOCK_DGRAM
-	}
-	if !ok {
+	if !i.is(network) {
 		return bad(fmt.Sprintf("domain %d, type %d", i.domain, i.typ))
 	}
 	if kindOf(network) == KindListener && !i.accepting {
 		return bad("a socket that does not listen")
 	}
 	return nil
+}
+
+// is tells whether this is a socket of that network, listening or not.
+func (i sockInfo) is(network string) bool {
+	inet := i.domain == unix.AF_INET || i.domain == unix.AF_INET6
+	switch {
+	case !i.socket:
+	case network == "tcp":
+		return inet && i.typ == unix.SOCK_STREAM
+	case network == "tcp4":
+		return i.domain == unix.AF_INET && i.typ == unix.SOCK_STREAM
+	case network == "tcp6":
+		return i.domain == unix.AF_INET6 && i.typ == unix.SOCK_STREAM
+	case network == "udp":
+		return inet && i.typ == unix.SOCK_DGRAM
+	case network == "udp4":
+		return i.domain == unix.AF_INET && i.typ == unix.SOCK_DGRAM
+	case network == "udp6":
+		return i.domain == unix.AF_INET6 && i.typ == unix.SOCK_DGRAM
+	case network == "unix":
+		return i.domain == unix.AF_UNIX && i.typ == unix.SOCK_STREAM
+	case network == "unixpacket":
+		return i.domain == unix.AF_UNIX && i.typ == unix.SOCK_SEQPACKET
+	case network == "unixgram":
+		return i.domain == unix.AF_UNIX && i.typ == unix.SOCK_DGRAM
+	}
+	return false
 }
 
 // network names the network of an unknown socket, for sockets that come

@@ -250,7 +250,13 @@ func (g *Generation) stopHere() {
 	switch g.phase {
 	case PhaseOwner:
 		g.giveUp(ErrStopRequested)
-	case PhasePreparing, PhaseWaiting, PhaseProbation, PhaseReturning:
+	case PhasePreparing, PhaseWaiting:
+		if g.pred != nil && !g.adopted && !g.pred.decline() && !g.word.load().probation() {
+			g.giveUp(ErrStopRequested) // ownership came, for good, and nobody has noticed
+			return
+		}
+		g.letGo(ErrStopRequested)
+	case PhaseProbation, PhaseReturning:
 		// The predecessor finds our end of the conversation closed.
 		g.letGo(ErrStopRequested)
 	}

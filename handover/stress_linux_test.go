@@ -298,15 +298,22 @@ func TestStopRacesAFailingTakeover(t *testing.T) {
 // awaitStack polls until one goroutine has all the texts in its stack.
 func awaitStack(t testing.TB, what string, texts ...string) {
 	t.Helper()
+	awaitStacks(t, 1, what, texts...)
+}
+
+// awaitStacks is awaitStack for n goroutines.
+func awaitStacks(t testing.TB, n int, what string, texts ...string) {
+	t.Helper()
 	buf := make([]byte, 1<<20)
 	eventually(t, what, func() bool {
+		found := 0
 		for g := range strings.SplitSeq(string(buf[:runtime.Stack(buf, true)]), "\n\n") {
 			missing := func(text string) bool { return !strings.Contains(g, text) }
 			if !slices.ContainsFunc(texts, missing) {
-				return true
+				found++
 			}
 		}
-		return false
+		return found >= n
 	})
 }
 

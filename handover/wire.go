@@ -106,8 +106,9 @@ type (
 	}
 	// frameConnections moves connections, each with its descriptor.
 	frameConnections struct {
-		Type  string      `json:"type"`
-		Items []movedItem `json:"items"`
+		Type      string      `json:"type"`
+		Items     []movedItem `json:"items"`
+		Withdrawn uint64      `json:"withdrawn,omitempty"` // the sender's counter: word.withdrawals
 
 		fds []int // as received; whoever has the frame closes them
 	}

@@ -14,7 +14,7 @@ import (
 
 func TestFramesSurviveTheWire(t *testing.T) {
 	for _, f := range []any{
-		&frameHello{Type: typeHello, Protocols: []int{1, 2}, Intent: intentTakeover, Program: "p", Build: "b", PID: 7, Revision: 3, Force: true, Probation: millis(3 * time.Second)},
+		&frameHello{Type: typeHello, Protocols: []int{1, 2}, Intent: intentTakeover, Program: "p", Build: "b", PID: 7, Revision: 3, Force: true, Moves: true, Probation: millis(3 * time.Second)},
 		&frameRefuse{Type: typeRefuse, Code: CodeBusy, Message: "later"},
 		&frameWelcome{Type: typeWelcome, Protocol: 1, Generation: 4, Next: 6, Attempt: 2, Count: 9, ReadyTimeout: millis(time.Minute), Probation: millis(time.Second), AliveEvery: millis(time.Second)},
 		&frameSockets{Type: typeSockets, First: 253, Items: []item{
@@ -27,6 +27,10 @@ func TestFramesSurviveTheWire(t *testing.T) {
 		&frameSimple{Type: typeRollback}, &frameSimple{Type: typeRevoked}, &frameSimple{Type: typeOK},
 		&frameProgress{Type: typeProgress, Generation: 5, Stats: Stats{Connections: map[string]int64{"idle": 3}, Oldest: time.Second}},
 		&frameDrained{Type: typeDrained, Generation: 5, Report: json.RawMessage(`{"finished":3}`)},
+		&frameConnections{Type: typeMoved, Withdrawn: 1<<64 - 1, Items: []movedItem{
+			{Listener: "http", Cookie: 1<<64 - 1, Unread: []byte("GET /\x00"), State: []byte{0xff}}, {Listener: "<&>", Cookie: 1},
+		}},
+		&frameAdopted{Type: typeAdopted, Cookies: []cookie{0, 1<<64 - 1}, Stop: "full"},
 		&frameStatus{Type: typeStatus, Status: Status{Generation: 5, Phase: PhaseStandby}, More: true},
 	} {
 		p, err := encodeFrame(f)
@@ -37,7 +41,7 @@ func TestFramesSurviveTheWire(t *testing.T) {
 		if err != nil {
 			t.Fatalf("%s: %v", p, err)
 		}
-		if d := cmp.Diff(f, got); d != "" {
+		if d := cmp.Diff(f, got, cmpopts.IgnoreUnexported(frameConnections{})); d != "" {
 			t.Errorf("%s: %s", p, d)
 		}
 	}
@@ -72,6 +76,17 @@ func TestMalformedFrames(t *testing.T) {
 		`{"type":"sockets","first":0,"items":[{"name":"a","kind":"file","cookie":"18446744073709551616"}]}`,
 		`{"type":"received","first":-1}`,
 		`{"type":"received","first":0,"cookies":["x"]}`,
+		`{"type":"connections"}`,
+		`{"type":"connections","items":[]}`,
+		`{"type":"connections","items":[{}]}`,
+		`{"type":"connections","items":[{"listener":"@control","cookie":"1"}]}`,
+		`{"type":"connections","items":[{"listener":"a","cookie":1}]}`,
+		`{"type":"connections","items":[{"listener":"a","cookie":"1","unread":"?"}]}`,
+		`{"type":"connections","items":[{"listener":"a","cookie":"1"}],"withdrawn":-1}`,
+		`{"type":"connections","items":[` + strings.Repeat(`{"listener":"a","cookie":"1"},`, 253) + `{"listener":"a","cookie":"1"}]}`,
+		`{"type":"adopted","cookies":["-1"]}`,
+		`{"type":"adopted","cookies":[` + strings.Repeat(`"1",`, 253) + `"1"]}`,
+		`{"type":"adopted","stop":"` + strings.Repeat("x", maxText+1) + `"}`,
 	} {
 		if f, err := decodeFrame([]byte(p)); !errors.Is(err, errFrame) {
 			t.Errorf("%.80s: %+v, %v", p, f, err)
@@ -104,6 +119,9 @@ func FuzzDecodeFrame(f *testing.F) {
 		`{"type":"progress","generation":1,"connections":{"idle":1}}`,
 		`{"type":"drained","report":{"a":1}}`,
 		`{"type":"status","status":{"phase":"owner","sockets":[]}}`,
+		`{"type":"hello","protocols":[1],"intent":"report","generation":3,"moves":true}`,
+		`{"type":"connections","items":[{"listener":"http","cookie":"12","unread":"R0VU","state":"AA=="},{"listener":"b","cookie":"1"}],"withdrawn":3}`,
+		`{"type":"adopted","cookies":["12"],"stop":"no more"}`,
 	} {
 		f.Add([]byte(s))
 	}
@@ -124,7 +142,7 @@ func FuzzDecodeFrame(f *testing.F) {
 		if err != nil {
 			t.Fatalf("%s: %v", b, err)
 		}
-		if d := cmp.Diff(got, again, cmpopts.EquateEmpty()); d != "" {
+		if d := cmp.Diff(got, again, cmpopts.EquateEmpty(), cmpopts.IgnoreUnexported(frameConnections{})); d != "" {
 			t.Fatalf("%s\n%s", b, d)
 		}
 	})

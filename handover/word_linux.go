@@ -78,6 +78,15 @@ func (w *word) swap(old, next ownership) bool {
 	return w.at().CompareAndSwap(uint64(old), uint64(next))
 }
 
+// withdrawals counts how often generation has gone on with connections that it
+// had sent and had no answer about. Of a process that has died since, messages
+// cannot tell that. Generations that share a counter, 511 apart, only make the
+// one who looks too careful.
+func (w *word) withdrawals(generation uint64) *atomic.Uint64 {
+	i := 8 * (1 + generation%(wordSize/8-1))
+	return (*atomic.Uint64)(unsafe.Pointer(unsafe.SliceData(w.mem[i:])))
+}
+
 // close unmaps the page. Nobody may use w any more.
 func (w *word) close() {
 	if w == nil {
