@@ -489,6 +489,7 @@ func TestOddRequestsAndMoves(t *testing.T) {
 					})
 					mux.HandleFunc("/notify", func(w http.ResponseWriter, r *http.Request) {
 						select {
+						//lint:ignore SA1019 that is what is tested
 						case <-w.(http.CloseNotifier).CloseNotify():
 						case <-r.Context().Done():
 						case <-time.After(20 * time.Millisecond):
