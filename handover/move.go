@@ -38,9 +38,16 @@ func (l *listener) Movable() bool { return l.g.movable.Load() }
 // c stays the caller's, who closes it. After nil it is the successor's as
 // well, and must not be used any more; Close without CloseWrite is all right
 // then, since the socket stays open there. After an error, of which errors.Is
-// says ErrNotMoved, the caller goes on with it. ctx covers the time until c is
-// on its way, after which the outcome is waited for: at most
-// Config.StepTimeout.
+// says ErrNotMoved, the caller goes on with it. A successor that did not answer
+// because it is stopped may hold a copy until it wakes up or dies, so that the
+// client sees the end only if CloseWrite comes before Close.
+//
+// ctx covers the time until c is on its way, after which the outcome is waited
+// for: Config.StepTimeout, and as often again as there are owners that go away
+// one after the other without an answer, up to four.
+//
+// A generation that is superseded in turn goes on with Accept until that
+// returns net.ErrClosed: before that it gives what was moved here last.
 func (l *listener) MoveConn(ctx context.Context, c net.Conn, unread, state []byte) error {
 	if !l.Movable() {
 		return fmt.Errorf("%w: there is no successor that takes connections", ErrNotMoved)

@@ -515,6 +515,12 @@ func TestMoveIsNotSentAgainAfterSilence(t *testing.T) {
 	}
 	closeAll(f.fds)
 	through(t, p.clients[0], p.servers[0])
+	// Nor is it asked for ever after that.
+	notMoved(t, moving(t, testContext(t), p.from, p.servers[0]).wait(), "")
+	if p.from.Movable() {
+		t.Error("still movable")
+	}
+	through(t, p.clients[0], p.servers[0])
 	p.old.Close()
 	p.heir.control.Close()
 	listening.Wait()
@@ -569,9 +575,10 @@ func TestMoveWhenTheOwnerDoesNotListen(t *testing.T) {
 			})
 			p.heir.close()
 			o := moving(t, testContext(t), p.from, p.servers[0])
-			notMoved(t, o.wait(), "")
-			if n := dials.Load(); n > 2*moveTries {
-				t.Errorf("%d times", n)
+			err := o.wait()
+			notMoved(t, err, "")
+			if n := dials.Load(); n > 2*moveTries || name == "refuses" && n > 2 {
+				t.Errorf("%d times: %v", n, err)
 			}
 			through(t, p.clients[0], p.servers[0])
 			within(t, 20*time.Second, "Close", func() { p.old.Close() })
@@ -840,6 +847,15 @@ func TestLastWordOfAReporter(t *testing.T) {
 			p.close()
 			release()
 		}},
+		"gone after it moved something": {report: `"bye"`, play: func(t *testing.T, cfg Config, g *Generation, server net.Conn) {
+			p := reporter(t, cfg, g)
+			awaitSimple(p, typeOK)
+			release := holdRun(t, g)
+			p.gives("app", fdOf(t, server))
+			p.say(bye)
+			p.close()
+			release()
+		}},
 		"gone while it moves something": {play: func(t *testing.T, cfg Config, g *Generation, server net.Conn) {
 			p := reporter(t, cfg, g)
 			awaitSimple(p, typeOK)
@@ -885,7 +901,8 @@ func to(ln mover) *listener { return ln.(*listener) }
 type mortal struct {
 	*fake
 	*peer
-	child *child
+	child   *child
+	release func()
 }
 
 // bequeath has g, a real successor, own everything for good.
@@ -934,10 +951,17 @@ func TestUnacknowledgedConnections(t *testing.T) {
 			Type: typeMoved, Withdrawn: m.word.withdrawals(1).Load(), Items: []movedItem{{Listener: "app", Cookie: info.cookie}},
 		}, fd)
 	}
+	// Once the successor waits for its death.
+	later := func(m *mortal, _ int) {
+		m.release()
+		awaitStack(m.fake.t, "wait for the death", "(*process).diesWithin(")
+	}
 	for name, tt := range map[string]struct {
 		play   []func(*mortal, int)
 		served bool
 	}{
+		"dies later":                        {[]func(*mortal, int){gives, closes, later, dies}, true},
+		"goes on with them later, and dies": {[]func(*mortal, int){gives, closes, later, goesOn, dies}, false},
 		"dies":                              {[]func(*mortal, int){gives, closes, dies}, true},
 		"closes":                            {[]func(*mortal, int){gives, closes}, false},
 		"goes on with them, and dies":       {[]func(*mortal, int){gives, goesOn, closes, dies}, false},
@@ -949,12 +973,12 @@ func TestUnacknowledgedConnections(t *testing.T) {
 			cfg := testConfig(t)
 			m, g, ln := bequeath(t, cfg)
 			client, server := connect(t, ln)
-			release := holdRun(t, g)
+			m.release = holdRun(t, g)
 			for _, step := range tt.play {
 				step(m, fdOf(t, server))
 			}
 			server.Close()
-			release()
+			m.release()
 			if !tt.served {
 				hangsUp(t, client)
 				if n := len(to(ln).way.arrived); n > 0 {
@@ -1091,4 +1115,22 @@ func TestMoveToAnOwnerWithManyReporters(t *testing.T) {
 	})
 	server.Close()
 	through(t, client, acceptMoved(t, to))
+}
+
+// A peer that has always something else to say is patient with nobody.
+func TestPatienceEnds(t *testing.T) {
+	l := &link{}
+	l.inHand.Store(true)
+	p := newPatience(time.Hour)
+	defer p.Stop()
+	for range 2 {
+		n := 0
+		for p.again(l) {
+			n++
+		}
+		if n != maxChances {
+			t.Errorf("%d more chances, want %d", n, maxChances)
+		}
+		p.reset(time.Hour)
+	}
 }
