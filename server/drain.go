@@ -103,14 +103,19 @@ func (r *registry) begin(makePlan func() plan) {
 		r.hooks++
 		go r.runHook(f)
 	}
+	var movers []*entry
 	for e := range r.entries {
 		st, _ := e.load()
 		if st == http.StateHijacked {
 			r.tally.Hijacked++
 		}
 		r.tellLocked(e)
-		e.poke()
+		if e.pass.mover != nil {
+			movers = append(movers, e)
+		}
 	}
+	r.turns = make(chan struct{}, moveAtOnce(len(movers)))
+	go r.pokeAll(movers)
 	go r.run(r.plan)
 }
 
@@ -185,7 +190,13 @@ func (r *registry) sweep(p plan) time.Duration {
 			}
 			continue
 		}
-		e.poke() // if it has become movable
+		if e.pass.mover != nil { // it may have become movable
+			select {
+			case r.turns <- struct{}{}:
+				e.poke()
+			default:
+			}
+		}
 		end, ok := e.endLocked(now, p.linger, silent)
 		switch {
 		case !ok || e.outcome != finished || e.pass.leaving.Load():

@@ -74,6 +74,7 @@ type passport struct {
 	stays   atomic.Bool // a move has failed
 	leaving atomic.Bool // being moved, or moved
 
+	turn     bool         // has been interrupted, and holds a turn
 	waiting  atomic.Int32 // one of the three below
 	mu       sync.Mutex   // held while the deadline is set
 	deadline time.Time    // net/http's, while new or idle
@@ -166,15 +167,16 @@ func (e *entry) readSome(c net.Conn, b []byte) (int, error) {
 		return c.Read(b)
 	}
 	for {
-		if e.mayLeave() {
-			if e.leave(c) {
-				return 0, errMoved
-			}
+		left := e.mayLeave() && e.leave(c)
+		e.yield()
+		if left {
+			return 0, errMoved
 		}
 		n, err := c.Read(b)
 		if e.endRead(c) && n == 0 && errors.Is(err, os.ErrDeadlineExceeded) {
 			continue
 		}
+		e.yield()
 		return n, err
 	}
 }
@@ -226,22 +228,50 @@ func (e *entry) endRead(c net.Conn) bool {
 	if p.waiting.Swap(notWaiting) != interrupted {
 		return false
 	}
+	p.turn = true
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	c.SetReadDeadline(p.deadline)
 	return true
 }
 
-// poke interrupts the read of a connection that is to be moved.
+// moveAtOnce is how many of n connections are interrupted at a time, in order to
+// be moved. If it were all, each would be away for as long as it takes to move
+// all; if it were few of many, that would take long.
+func moveAtOnce(n int) int { return min(max(n/100, 8), 250) }
+
+// pokeAll interrupts connections that are to be moved, each in its turn.
+func (r *registry) pokeAll(all []*entry) {
+	for _, e := range all {
+		select {
+		case r.turns <- struct{}{}:
+			e.poke()
+		case <-r.moving.Done():
+			return
+		}
+	}
+}
+
+// poke interrupts the read of a connection that is to be moved. It takes over
+// a turn, which ends when the connection has been moved, or cannot be.
 func (e *entry) poke() {
 	p := &e.pass
-	if p.mover == nil || !e.movable() {
-		return
+	if e.movable() {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		if p.waiting.CompareAndSwap(inRead, interrupted) {
+			e.raw.SetReadDeadline(time.Unix(1, 0))
+			return
+		}
 	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.waiting.CompareAndSwap(inRead, interrupted) {
-		e.raw.SetReadDeadline(time.Unix(1, 0))
+	<-e.reg.turns
+}
+
+// yield ends the connection's turn, if it has one.
+func (e *entry) yield() {
+	if e.pass.turn {
+		e.pass.turn = false
+		<-e.reg.turns
 	}
 }
 

@@ -50,6 +50,7 @@ type registry struct {
 	closed   chan struct{} // closed when every Close has returned or was given up
 	done     chan struct{} // closed when report is final
 
+	turns     chan struct{}   // in a drain: one for each connection that is interrupted to be moved
 	moving    context.Context // of moves; ends when what is left is killed
 	stayMoves context.CancelFunc
 
