@@ -12,6 +12,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -59,6 +60,10 @@ func serveEcho(g *Generation, ln net.Listener) *echo {
 func (e *echo) accept() {
 	for {
 		c, err := e.ln.Accept()
+		if errors.Is(err, syscall.EMFILE) {
+			time.Sleep(time.Millisecond) // between two tries
+			continue
+		}
 		if err != nil {
 			e.mu.Lock()
 			defer e.mu.Unlock()

@@ -356,6 +356,11 @@ func (t *parting) fits(a *frameAdopted) bool {
 
 // answered is told what became of a batch.
 func (t *parting) answered(a *frameAdopted) {
+	if a.Stop != "" {
+		t.g.log.Warn("the successor takes no more connections", "reason", a.Stop)
+		t.takes = false
+		t.g.movable.Store(false)
+	}
 	for _, m := range t.batch {
 		if slices.Contains(a.Cookies, m.item.Cookie) {
 			m.done <- nil
@@ -365,21 +370,14 @@ func (t *parting) answered(a *frameAdopted) {
 	}
 	t.batch, t.silent = nil, 0
 	t.give.Stop()
-	if a.Stop != "" {
-		t.g.log.Warn("the successor takes no more connections", "reason", a.Stop)
-		t.takes = false
-		t.g.movable.Store(false)
-	}
 }
 
 // expire is told that the other side has not answered in time. That one may be
 // stopped, and the connections have waited long enough: they go on here.
 func (t *parting) expire() {
 	t.g.log.Warn("no answer about connections, looking for the next owner")
+	t.silent++
 	t.lose(false)
-	if t.silent++; t.silent >= moveSilences {
-		t.g.movable.Store(false)
-	}
 }
 
 // lose gives the listener up. What it has answered until then counts; what it
@@ -409,6 +407,9 @@ func (t *parting) end(again bool) {
 	}
 	if t.dialed && !t.takes {
 		t.deaf++
+	}
+	if t.silent >= moveSilences {
+		t.g.movable.Store(false)
 	}
 	t.l.close()
 	t.l, t.takes = nil, false

@@ -323,6 +323,14 @@ func awaitAccepts(t testing.TB, ln *listener, n int) {
 	})
 }
 
+// arrivals is how many connections wait for Accept.
+func arrivals(ln net.Listener) int {
+	way := ln.(*listener).way
+	way.gate.mu.Lock()
+	defer way.gate.mu.Unlock()
+	return len(way.arrived)
+}
+
 // Nobody is in Accept, or its deadline has passed: what was moved waits.
 func TestMoveWaitsForAccept(t *testing.T) {
 	leak.Check(t)
@@ -339,6 +347,7 @@ func TestMoveWaitsForAccept(t *testing.T) {
 	moves(t, from, bs, "", "")
 	as.Close()
 	bs.Close()
+	eventually(t, "arrival", func() bool { return arrivals(to) == 2 })
 	through(t, a, acceptMoved(t, to))
 	through(t, b, acceptMoved(t, to))
 	if _, err := to.Accept(); !errors.Is(err, os.ErrDeadlineExceeded) {

@@ -888,7 +888,7 @@ func TestLastWordOfAReporter(t *testing.T) {
 				t.Errorf("%+v, want the report %s", st, tt.report)
 			}
 			through(t, client, server)
-			if n := len(to(ln).way.arrived); n > 0 {
+			if n := arrivals(ln); n > 0 {
 				t.Errorf("%d connections came nevertheless", n)
 			}
 		})
@@ -981,7 +981,7 @@ func TestUnacknowledgedConnections(t *testing.T) {
 			m.release()
 			if !tt.served {
 				hangsUp(t, client)
-				if n := len(to(ln).way.arrived); n > 0 {
+				if n := arrivals(ln); n > 0 {
 					t.Errorf("%d are served", n)
 				}
 				return

@@ -124,8 +124,22 @@ func (e *engine) start(t testing.TB, name string, options []string, args ...stri
 	t.Helper()
 	c := &container{t: t, name: e.unique + "-" + name, args: args}
 	t.Cleanup(c.tearDown)
-	mustDocker(t, append(append([]string{"run", "--detach", "--name", c.name}, options...), append([]string{e.image}, args...)...)...)
-	return c
+	run := append(append([]string{"run", "--detach", "--name", c.name}, options...), append([]string{e.image}, args...)...)
+	// The engine chooses a free port itself, out of those that other tests'
+	// connections use, and does not try another one.
+	const tries = 10
+	for i := 1; ; i++ {
+		_, err := docker(run...)
+		if err == nil {
+			return c
+		}
+		if i == tries || !strings.Contains(err.Error(), "address already in use") {
+			t.Fatal(err)
+		}
+		if _, err := docker("rm", "--force", c.name); err != nil {
+			t.Fatal(err)
+		}
+	}
 }
 
 func (c *container) tearDown() {

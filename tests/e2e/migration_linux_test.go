@@ -23,6 +23,9 @@ const echoRequest = "POST /echo HTTP/1.1\r\nHost: migration\r\nX-Request-Id: 7\r
 // the other, twice. Each then has its answer on the connection that it had.
 func TestIdleConnectionsMigrate(t *testing.T) {
 	n := scale(10_000, 500)
+	if raceEnabled {
+		n = min(n, 2000) // a tenth of the speed
+	}
 	var limit syscall.Rlimit
 	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit); err != nil {
 		t.Fatal(err)
