@@ -23,9 +23,6 @@ const echoRequest = "POST /echo HTTP/1.1\r\nHost: migration\r\nX-Request-Id: 7\r
 // the other, twice. Each then has its answer on the connection that it had.
 func TestIdleConnectionsMigrate(t *testing.T) {
 	n := scale(10_000, 500)
-	if raceEnabled {
-		n = min(n, 2000) // a tenth of the speed
-	}
 	var limit syscall.Rlimit
 	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit); err != nil {
 		t.Fatal(err)
@@ -36,9 +33,10 @@ func TestIdleConnectionsMigrate(t *testing.T) {
 	}
 	b := newBench(t)
 	owner := b.serve()
+	address := b.address("web")
 	conns := make([]*rawConn, n)
 	for i := range conns {
-		conns[i] = b.connect("web")
+		conns[i] = b.connectTo(address)
 		if i%2 == 0 { // the others have never sent anything
 			conns[i].send(echoRequest)
 			conns[i].wantEcho("1", false)

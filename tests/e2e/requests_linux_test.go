@@ -239,7 +239,12 @@ type rawConn struct {
 // connect connects a client to a listener.
 func (b *bench) connect(name string) *rawConn {
 	b.t.Helper()
-	c, err := b.client.dial("tcp", b.address(name))
+	return b.connectTo(b.address(name))
+}
+
+func (b *bench) connectTo(address string) *rawConn {
+	b.t.Helper()
+	c, err := b.client.dial("tcp", address)
 	if err != nil {
 		b.t.Fatal(err)
 	}
