@@ -194,7 +194,10 @@ func TestFullPipelineIsTold(t *testing.T) {
 	}
 	stop := g.replace()
 	go io.Copy(io.Discard, c.br)
-	wantReport(t, stop(), Report{Finished: 1})
+	// Where the pipeline happens to run dry the connection moves after all.
+	if r := stop(); r.Finished+r.Moved != 1 || r.Connections() != 1 {
+		t.Errorf("report %+v", r)
+	}
 }
 
 // The context of another server's connection says nothing of this one.
