@@ -36,8 +36,9 @@ func (g *Generation) predecessorLeft(number uint64) {
 			return
 		}
 		delete(g.draining, number)
-		st.Phase, st.Lost = PhaseDone, true
-		g.emit(Event{Peer: st})
+		left := *st // others have seen st
+		left.Phase, left.Lost = PhaseDone, true
+		g.emit(Event{Peer: &left})
 	})
 }
 

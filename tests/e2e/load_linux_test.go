@@ -28,6 +28,7 @@ type loadSpec struct {
 	PipelineRatio    float64
 	CutRatio         float64
 	CutPause         time.Duration
+	Longest          time.Duration // that the load may last; 5 minutes if zero
 	CA               []byte        // PEM; makes the connections TLS ones
 	Delay            time.Duration // of each byte on its way, in either direction
 }
@@ -38,7 +39,7 @@ func (s loadSpec) config() load.Config {
 	cfg := load.Config{
 		Network: s.Network, Address: s.Address, KeepAlive: s.KeepAlive, Think: s.Think, PostRatio: s.PostRatio,
 		HTTP2: s.HTTP2, PipelineRatio: s.PipelineRatio, CutRatio: s.CutRatio, CutPause: s.CutPause,
-		Workers: 64, MaxRequests: 1_000_000_000, Duration: 5*time.Minute + soakBound(), Timeout: 20 * time.Second,
+		Workers: 64, MaxRequests: 1_000_000_000, Duration: max(5*time.Minute, s.Longest), Timeout: 20 * time.Second,
 	}
 	if s.Workers > 0 {
 		cfg.Workers = s.Workers

@@ -67,7 +67,7 @@ func TestSoak(t *testing.T) {
 	for _, tt := range loadCases() {
 		t.Run(tt.name, func(t *testing.T) {
 			tt.takeovers = *soakTakeovers
-			tt.spec.Workers = *soakWorkers
+			tt.spec.Workers, tt.spec.Longest = *soakWorkers, soakBound()
 			newBench(t).underLoad(tt, *soakRequests)
 		})
 	}
