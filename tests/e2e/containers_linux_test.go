@@ -92,7 +92,7 @@ func takeoversOfContainers(t *testing.T, e *engine, user string) {
 // A third container lends its network, with a published port: it stays when
 // blue is removed.
 func takeoversInSharedNetwork(t *testing.T, e *engine) {
-	network := e.start(t, "network", []string{"--publish", "127.0.0.1:0:8080"}, "serve", "--listen", "idle=tcp://127.0.0.1:0")
+	network := e.start(t, "network", []string{"--publish", "127.0.0.1:" + freePort(t) + ":8080"}, "serve", "--listen", "idle=tcp://127.0.0.1:0")
 	options := []string{"--network", "container:" + network.name, "--volume", e.volume(t) + ":/run/handoverd"}
 	blue := e.start(t, "blue", options, "serve", "--listen", "web=tcp://:8080", "--drain-timeout=20s")
 	blue.awaitLog("msg=serving ")

@@ -3,11 +3,14 @@ package e2e
 import (
 	"context"
 	"fmt"
+	"math/rand/v2"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -125,21 +128,23 @@ func (e *engine) start(t testing.TB, name string, options []string, args ...stri
 	c := &container{t: t, name: e.unique + "-" + name, args: args}
 	t.Cleanup(c.tearDown)
 	run := append(append([]string{"run", "--detach", "--name", c.name}, options...), append([]string{e.image}, args...)...)
-	// The engine chooses a free port itself, out of those that other tests'
-	// connections use, and does not try another one.
-	const tries = 10
-	for i := 1; ; i++ {
-		_, err := docker(run...)
-		if err == nil {
-			return c
-		}
-		if i == tries || !strings.Contains(err.Error(), "address already in use") {
-			t.Fatal(err)
-		}
-		if _, err := docker("rm", "--force", c.name); err != nil {
-			t.Fatal(err)
+	mustDocker(t, run...)
+	return c
+}
+
+// freePort finds a port of loopback that is free and below those that the
+// kernel gives to connections, as other tests make by the thousand.
+func freePort(t testing.TB) string {
+	t.Helper()
+	for range 1000 {
+		port := strconv.Itoa(20_000 + rand.IntN(12_000))
+		if ln, err := net.Listen("tcp", "127.0.0.1:"+port); err == nil {
+			ln.Close()
+			return port
 		}
 	}
+	t.Fatal("no free port")
+	return ""
 }
 
 func (c *container) tearDown() {
