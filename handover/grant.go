@@ -60,6 +60,7 @@ func (t *takeover) granted() ownership { return onProbation(t.next, t.before.att
 // word is moved, the successor is told.
 func (t *takeover) grant() error {
 	g := t.g
+	at(g.number, "owner/ready")
 	g.do(func() { g.changePhase(PhaseGranting, nil) })
 	ctx, cancel := t.stepCtx()
 	defer cancel()
@@ -69,6 +70,7 @@ func (t *takeover) grant() error {
 		g.reopen()
 		return t.failed(err)
 	}
+	at(g.number, "owner/paused")
 	to := t.granted()
 	if t.probation <= 0 {
 		to &^= flagProbation
@@ -85,6 +87,7 @@ func (t *takeover) grant() error {
 	if to.probation() {
 		g.do(func() { g.changePhase(PhaseStandby, nil) })
 	}
+	at(g.number, "owner/moved")
 	err := t.link.send(ctx, frameGranted{Type: typeGranted, Generation: t.next, Settled: !to.probation()})
 	switch {
 	case !to.probation() && err != nil:
@@ -100,6 +103,7 @@ func (t *takeover) grant() error {
 	case err != nil:
 		return t.takeBack(errDied)
 	}
+	at(g.number, "owner/granted")
 	return t.standBy()
 }
 
@@ -133,8 +137,10 @@ func (t *takeover) standBy() error {
 			s, _ := in.frame.(*frameSimple)
 			switch {
 			case s != nil && s.Type == typeAlive:
+				at(g.number, "owner/alive")
 				silence.reset(t.grace)
 			case s != nil && s.Type == typeCommit:
+				at(g.number, "owner/commit")
 				return t.takeBackUnless()
 			case s != nil && s.Type == typeRollback:
 				return t.takeBack(ErrRolledBack)
@@ -199,6 +205,7 @@ func (t *takeover) takeBack(why error) error {
 			t.proc.diesWithin(g.cfg.StepTimeout)
 		}
 	}
+	at(g.number, "owner/taken back")
 	g.do(func() { g.next = t.next + 1 })
 	g.reopen()
 	err := t.failed(fmt.Errorf("generation %d lost ownership in probation: %w", t.next, why))
@@ -211,6 +218,7 @@ func (t *takeover) takeBack(why error) error {
 // drain: the successor owns everything for good.
 func (t *takeover) drain() error {
 	g := t.g
+	at(g.number, "owner/drain")
 	g.movable.Store(t.takes)
 	g.do(func() {
 		g.letGo(ErrSuperseded)

@@ -159,10 +159,12 @@ func (p *predecessor) obey(c command) {
 			p.answer(p.afterwards())
 			return
 		}
+		at(p.g.number, "successor/waiting")
 		if err := p.send(typeReady); err != nil && !gone(err) {
 			p.refused(fmt.Errorf("send ready: %w", err))
 			return
 		}
+		at(p.g.number, "successor/ready")
 		p.deadline.Reset(p.g.cfg.StepTimeout)
 	case c.kind == cmdWithdraw && phase == PhaseWaiting,
 		c.kind == cmdRollback && phase == PhaseWaiting,

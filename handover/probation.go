@@ -33,6 +33,7 @@ func (p *predecessor) known() bool {
 
 // granted: ownership is ours, if the word says so too.
 func (p *predecessor) granted() {
+	at(p.g.number, "successor/granted")
 	switch phase := p.g.Phase(); {
 	case !p.wordIsOurs():
 		if phase == PhaseWaiting || phase == PhasePreparing {
@@ -64,6 +65,7 @@ func (p *predecessor) own(next Phase) error {
 	})
 	if next == PhaseProbation {
 		p.probation.Reset(time.Duration(p.welcome.Probation))
+		at(p.g.number, "successor/probation")
 		p.heartbeat() // acknowledges the grant
 	}
 	p.g.log.Info("ownership granted", "phase", next.String(), "probation", time.Duration(p.welcome.Probation))
@@ -82,6 +84,7 @@ func (p *predecessor) heartbeat() {
 		if err := p.link.sendWithin(every, frameSimple{Type: typeAlive}); err != nil {
 			p.g.log.Debug("heartbeat not sent", "error", err)
 		}
+		at(p.g.number, "successor/alive")
 	}
 }
 
@@ -89,10 +92,12 @@ func (p *predecessor) heartbeat() {
 // its own.
 func (p *predecessor) settle() {
 	g := p.g
+	at(p.g.number, "successor/commit")
 	if !p.toSettled(p.probationWord()) {
 		p.revoked()
 		return
 	}
+	at(p.g.number, "successor/settled")
 	p.probation.Stop()
 	g.do(func() {
 		switch g.phase {
@@ -106,6 +111,7 @@ func (p *predecessor) settle() {
 	g.recordDraining(p.welcome.peer(PhaseDraining, Stats{}, nil))
 	p.commitOwed = true
 	p.heartbeat()
+	at(p.g.number, "successor/committed")
 	p.answer(errKept) // a rollback that came too late
 }
 
@@ -138,6 +144,7 @@ func (p *predecessor) giveBack(c command) {
 		g.log.Error("accept could not be paused", "error", err)
 	}
 	p.pending = []command{c}
+	at(p.g.number, "successor/returning")
 	if err := p.send(typeRollback); err != nil && !gone(err) {
 		g.log.Warn("rollback not sent", "error", err)
 	}

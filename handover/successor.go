@@ -82,6 +82,7 @@ func (r *receiver) run(ctx context.Context) (*Generation, error) {
 	if err := r.hello(ctx); err != nil {
 		return nil, err
 	}
+	at(r.welcome.Next, "successor/welcome")
 	const worthwhile = 8
 	if r.welcome.Count >= worthwhile {
 		r.conversions = startConversions(r.welcome.Count)
@@ -132,6 +133,7 @@ func (r *receiver) hello(ctx context.Context) error {
 	if err := r.step(ctx, "hello", func(ctx context.Context) error { return r.link.send(ctx, hello) }); err != nil {
 		return err
 	}
+	at(0, "successor/hello")
 	return r.step(ctx, "welcome", func(ctx context.Context) error {
 		f, fds, err := r.link.recv(ctx)
 		// The one descriptor that may come is the owner's pidfd.
@@ -181,6 +183,7 @@ func (r *receiver) batch(ctx context.Context, first int) (n int, err error) {
 	if err != nil {
 		return 0, err
 	}
+	at(r.welcome.Next, "successor/sockets")
 	return len(cookies), r.step(ctx, "received", func(ctx context.Context) error {
 		return r.link.send(ctx, frameReceived{Type: typeReceived, First: first, Cookies: cookies})
 	})
@@ -346,6 +349,7 @@ func (r *receiver) generation() (*Generation, error) {
 		g: g, link: r.link, proc: r.proc, welcome: r.welcome,
 		cmds: make(chan command), quit: make(chan struct{}), over: make(chan struct{}),
 	}
+	at(g.number, "successor/received")
 	g.launch()
 	g.log.Info("sockets received", "from", r.welcome.Generation, "count", r.welcome.Count,
 		"program", r.welcome.Program, "build", r.welcome.Build)

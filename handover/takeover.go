@@ -57,6 +57,7 @@ func (g *Generation) handOver(l *link, hello *frameHello) error {
 	if err != nil {
 		return err
 	}
+	at(g.number, "owner/hello")
 	g.log.Info("successor connected", "next", t.next, "program", hello.Program, "build", hello.Build, "pid", hello.PID)
 	err = t.transfer(hello)
 	g.do(g.endSending)
@@ -192,6 +193,7 @@ func (t *takeover) transfer(hello *frameHello) error {
 	if err := t.link.send(ctx, welcome, pidfds...); err != nil {
 		return fmt.Errorf("send welcome: %w", err)
 	}
+	at(g.number, "owner/welcome")
 	for first := 0; first < len(t.items); {
 		n, err := t.sendBatch(first)
 		if err != nil {
@@ -225,6 +227,7 @@ func (t *takeover) sendBatch(first int) (int, error) {
 	if err := t.link.send(ctx, rawSockets{Type: typeSockets, First: first, Items: raw}, fds...); err != nil {
 		return 0, err
 	}
+	at(t.g.number, "owner/sockets")
 	f, err := t.link.recvPlain(ctx)
 	if err != nil {
 		return 0, fmt.Errorf("await received: %w", err)
@@ -244,6 +247,7 @@ func (t *takeover) sendBatch(first int) (int, error) {
 			return 0, refusef(CodeProtocol, "%s: received the socket with cookie %d, sent %d", s.Name, c, s.Cookie)
 		}
 	}
+	at(t.g.number, "owner/received")
 	return len(fds), nil
 }
 
