@@ -21,6 +21,17 @@ const (
 	StartOnly                   // start generation 1, or fail with ErrOwned
 )
 
+// Unclaimed says what becomes of what was inherited and not asked for.
+type Unclaimed int
+
+// What becomes of sockets and files that the application has not asked for
+// when it says Ready. State blobs are dropped in any case.
+const (
+	CloseUnclaimed  Unclaimed = iota // closed, logged and told by Generation.Unclaimed
+	KeepUnclaimed                    // kept without accepting from them: for a later Listen, and for the next successor
+	RefuseUnclaimed                  // Ready fails with ErrUnclaimed
+)
+
 // Defaults of Config.
 const (
 	DefaultReadyTimeout = time.Minute
@@ -58,6 +69,10 @@ type Config struct {
 	// as a bridged container's does when the container is removed.
 	ForeignNetns bool
 
+	// Unclaimed says what becomes of what is inherited and not asked for. The
+	// zero value closes it.
+	Unclaimed Unclaimed
+
 	// NoMove keeps connections in the process that accepted them: this
 	// generation neither gives live ones to its successor nor takes any.
 	NoMove bool
@@ -83,6 +98,10 @@ type Config struct {
 	// ListenConfig makes the listeners and packet sockets that were not
 	// inherited.
 	ListenConfig net.ListenConfig
+
+	// Record keeps what Generation.Receipt tells of the accept queues, which
+	// costs a system call for each listener while accept is paused.
+	Record bool
 
 	// Stats, if set, tells of the application's connections, for status and
 	// for the successor while this generation drains. It must not block, nor
@@ -128,6 +147,9 @@ func (c Config) withDefaults() (Config, error) {
 		c.Probation = 0
 	case c.Probation > maxProbation:
 		return c, fmt.Errorf("probation of %v is too long: %v at most", c.Probation, maxProbation)
+	}
+	if c.Unclaimed < CloseUnclaimed || c.Unclaimed > RefuseUnclaimed {
+		return c, fmt.Errorf("Unclaimed is %d, which is none of its values", c.Unclaimed)
 	}
 	if c.Program == "" {
 		c.Program = filepath.Base(os.Args[0])

@@ -6,7 +6,7 @@ import (
 )
 
 // claimInherited gives the descriptor to package net, if the conversions have
-// not done so yet. It is consumed, also with an error.
+// not done so yet. With an error it stays as it was.
 func (g *Generation) claimInherited(s *socket) error {
 	s.convert(nil)
 	if s.converted != nil {
@@ -19,17 +19,15 @@ func (g *Generation) claimInherited(s *socket) error {
 // convert gives the descriptor to package net, once. c may be nil.
 func (s *socket) convert(c *converter) {
 	s.conversion.Do(func() {
-		fd := s.fd
-		s.fd = -1
 		if c == nil {
 			if c, s.converted = newConverter(); s.converted != nil {
-				closeFD(fd)
 				return
 			}
 			defer c.close()
 		}
-		ln, pc, err := c.convert(fd, s.Kind)
+		ln, pc, err := c.convert(s.fd, s.Kind)
 		if err == nil {
+			s.fd = -1
 			if err = s.hold(ln, pc); err != nil {
 				closeConn(ln, pc)
 			}

@@ -19,6 +19,7 @@ func (w *frameWelcome) peer(phase Phase, stats Stats, report []byte) PeerStatus 
 func (g *Generation) recordDraining(st PeerStatus) {
 	g.do(func() {
 		if st.Phase == PhaseDone {
+			g.recordDrained(st)
 			delete(g.draining, st.Generation)
 		} else {
 			g.draining[st.Generation] = &st
@@ -38,6 +39,7 @@ func (g *Generation) predecessorLeft(number uint64) {
 		delete(g.draining, number)
 		left := *st // others have seen st
 		left.Phase, left.Lost = PhaseDone, true
+		g.recordDrained(left)
 		g.emit(Event{Peer: &left})
 	})
 }

@@ -24,6 +24,9 @@ var (
 	ErrNotPermitted = errors.New("not permitted to open the control socket")
 	// ErrNotFound: the predecessor handed over nothing under that name.
 	ErrNotFound = errors.New("nothing inherited under that name")
+	// ErrUnclaimed: something was inherited that nobody has asked for, and
+	// Config.Unclaimed is RefuseUnclaimed.
+	ErrUnclaimed = errors.New("inherited and not asked for")
 	// ErrClosed: the generation is closed.
 	ErrClosed = errors.New("generation is closed")
 

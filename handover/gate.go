@@ -32,6 +32,8 @@ type gate struct {
 	members  map[*passage]struct{}
 
 	expecting map[*passage]struct{} // those to which connections were moved, ever
+
+	first, last time.Time // when something was accepted or read
 }
 
 // passage is one socket's way through the gate.
@@ -132,6 +134,13 @@ func (p *passage) arrive(c net.Conn) {
 	p.wakeLocked()
 }
 
+// times tells when something passed first and last.
+func (g *gate) times() (first, last time.Time) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.first, g.last
+}
+
 // hasEnded tells whether nothing passes any more.
 func (g *gate) hasEnded() bool {
 	g.mu.Lock()
@@ -189,6 +198,13 @@ func (p *passage) leave(err error) (again bool) {
 	if g.inflight == 0 && g.idle != nil {
 		close(g.idle)
 		g.idle = nil
+	}
+	if err == nil {
+		g.last = time.Now()
+		if g.first.IsZero() {
+			g.first = g.last
+		}
+		return false
 	}
 	switch {
 	case errors.Is(err, os.ErrDeadlineExceeded):

@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -54,6 +56,7 @@ type Generation struct {
 	reserved  map[string]bool // names that a Listen in progress will use
 	unclaimed []Socket
 	gaveUp    bool      // the set has ended: its paths are removed
+	closing   bool      // Close does not wait for anybody any more
 	dropped   []*socket // closed ones whose path is removed when ownership is settled here
 	states    map[string]int
 	offers    map[string]Offer
@@ -64,6 +67,7 @@ type Generation struct {
 	draining  map[uint64]*PeerStatus
 	failure   error
 	probation time.Time // its end
+	steps     steps
 	report    any
 	finished  bool           // Drained was called
 	conns     map[*link]bool // conversations on the control socket; true: outlives ownership
@@ -152,6 +156,9 @@ func (g *Generation) changePhase(next Phase, cause error) {
 	if next.Owns() && !last.Owns() && g.owner.IsZero() {
 		g.owner = time.Now()
 	}
+	if next == PhaseOwner && g.steps.committed.IsZero() {
+		g.steps.committed = time.Now()
+	}
 	if next == PhaseDraining {
 		g.cause = cause
 		close(g.superseded)
@@ -210,7 +217,8 @@ func (g *Generation) Cause() error {
 }
 
 // Unclaimed tells what the predecessor handed over and this generation did
-// not ask for. It was closed when ownership was granted.
+// not ask for, and has closed when ownership was granted. See
+// Config.Unclaimed.
 func (g *Generation) Unclaimed() (names []Socket) {
 	g.do(func() { names = slices.Clone(g.unclaimed) })
 	return names
@@ -254,7 +262,8 @@ func (g *Generation) State(name string) (data []byte, err error) {
 // generation owns the sockets, and from then on Accept returns connections.
 //
 // With an error the predecessor is still serving, and this generation is of no
-// more use than to be closed. ctx bounds the wait; a ctx that ends after
+// more use than to be closed (but for ErrUnclaimed, after which the rest can
+// be asked for). ctx bounds the wait; a ctx that ends after
 // success is of no consequence.
 func (g *Generation) Ready(ctx context.Context) error {
 	var (
@@ -262,11 +271,14 @@ func (g *Generation) Ready(ctx context.Context) error {
 		wait bool
 	)
 	if e := g.do(func() {
+		g.steps.ready = time.Now()
 		switch {
 		case g.phase == PhaseDraining:
 			err = g.cause
 		case g.phase != PhasePreparing:
 			err = errors.New("ready was said before")
+		case g.cfg.Unclaimed == RefuseUnclaimed && len(g.inherited) > 0:
+			err = g.errUnclaimed()
 		case g.pred == nil || g.adopted:
 			err = g.becomeOwner(PhaseOwner)
 		default:
@@ -294,7 +306,10 @@ func (g *Generation) becomeOwner(next Phase) error {
 			g.log.Warn("control listener keeps its predecessor's credentials", "error", err)
 		}
 	}
-	g.closeUnclaimed()
+	g.settleUnclaimed()
+	if g.cfg.Record && g.pred != nil {
+		g.recordQueues()
+	}
 	g.changePhase(next, nil)
 	if next == PhaseOwner {
 		g.removeDropped()
@@ -313,6 +328,15 @@ func (g *Generation) Sockets() (all []Socket) {
 		}
 	})
 	return all
+}
+
+func (g *Generation) errUnclaimed() error {
+	var all []string
+	for _, name := range slices.Sorted(maps.Keys(g.inherited)) {
+		s := g.inherited[name]
+		all = append(all, strings.TrimSpace(fmt.Sprintf("%s (%s %s)", name, s.Network, s.Address)))
+	}
+	return fmt.Errorf("%w: %s: ask for each, or have what is left over closed or kept", ErrUnclaimed, shorten(strings.Join(all, ", ")))
 }
 
 // Inherited tells what the predecessor, or a socket activator through Adopt,

@@ -61,6 +61,7 @@ func (t *takeover) granted() ownership { return onProbation(t.next, t.before.att
 func (t *takeover) grant() error {
 	g := t.g
 	at(g.number, "owner/ready")
+	paused := time.Now()
 	g.do(func() { g.changePhase(PhaseGranting, nil) })
 	ctx, cancel := t.stepCtx()
 	defer cancel()
@@ -88,7 +89,11 @@ func (t *takeover) grant() error {
 		g.do(func() { g.changePhase(PhaseStandby, nil) })
 	}
 	at(g.number, "owner/moved")
-	err := t.link.send(ctx, frameGranted{Type: typeGranted, Generation: t.next, Settled: !to.probation()})
+	granted := frameGranted{Type: typeGranted, Generation: t.next, Settled: !to.probation(), Paused: paused.UnixNano()}
+	if _, last := g.gate.times(); !last.IsZero() {
+		granted.LastAccept = last.UnixNano()
+	}
+	err := t.link.send(ctx, granted)
 	switch {
 	case !to.probation() && err != nil:
 		// If it lives it will look at the word, and own: only from the dead

@@ -3,6 +3,7 @@ package handover
 import (
 	"errors"
 	"fmt"
+	"unicode/utf8"
 )
 
 // Kind says what a descriptor of the set is for.
@@ -60,6 +61,17 @@ func (it *item) check() error {
 		return fmt.Errorf("unknown kind %.40q", it.Kind)
 	}
 	return CheckName(it.Name)
+}
+
+// checkAddress tells whether an address can travel, as text in a frame.
+func checkAddress(address string) error {
+	switch {
+	case len(address) > maxAddress:
+		return fmt.Errorf("address of %d bytes, the limit is %d", len(address), maxAddress)
+	case !utf8.ValidString(address):
+		return fmt.Errorf("address %q is not UTF-8, so that no successor could be told of it: choose another", address)
+	}
+	return nil
 }
 
 // kindOf tells which kind a network of package net is, or "" if none.

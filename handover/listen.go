@@ -48,15 +48,15 @@ func (g *Generation) claim(name string, kind Kind, network, address string) (*so
 	if network != "" && kindOf(network) != kind {
 		return nil, net.UnknownNetworkError(network)
 	}
+	if err := checkAddress(address); err != nil {
+		return nil, err
+	}
 	old, err := g.reserve(name)
 	if err != nil {
 		return nil, err
 	}
 	s, err := g.claimReserved(old, name, kind, network, address)
 	if err != nil {
-		if s == old {
-			old = nil // consumed by the attempt
-		}
 		if g.do(func() { g.unreserve(name, old) }) != nil && old != nil {
 			g.closeLate(old)
 		}
@@ -116,7 +116,7 @@ func (g *Generation) unreserve(name string, old *socket) {
 	switch {
 	case g.phase == PhaseDraining || g.phase == PhaseDone:
 		g.closeLate(old)
-	case old.adopted || g.phase == PhasePreparing || g.phase == PhaseWaiting:
+	case old.adopted || g.phase == PhasePreparing || g.phase == PhaseWaiting || g.cfg.Unclaimed == KeepUnclaimed:
 		g.inherited[name] = old
 	default:
 		g.drop(old)
@@ -141,9 +141,6 @@ func (g *Generation) bind(ctx context.Context, kind Kind, name, network, address
 		if err := removeStale(network, address); err != nil {
 			return nil, err
 		}
-	}
-	if len(address) > maxAddress {
-		return nil, fmt.Errorf("address of %d bytes, the limit is %d", len(address), maxAddress)
 	}
 	s := &socket{item: item{Name: name, Kind: kind, Network: network, Asked: address}, fd: -1, added: true}
 	var ln net.Listener

@@ -88,7 +88,7 @@ func (p *predecessor) ending(kind commandKind) error {
 		return p.own(PhaseOwner)
 	case phase.Owns() && kind == cmdCommit:
 		return nil
-	case phase.Owns() && kind == cmdRollback:
+	case kind == cmdRollback && (phase.Owns() || phase == PhasePreparing && p.adopted()):
 		return errKept
 	}
 	if err := p.g.Cause(); err != nil {
@@ -235,6 +235,7 @@ func (p *predecessor) send(typ string) error {
 func (p *predecessor) receive(f any) {
 	switch f := f.(type) {
 	case *frameGranted:
+		p.g.do(func() { p.g.steps.hear(f) })
 		p.granted()
 		return
 	case *frameRefuse:

@@ -187,33 +187,36 @@ func newConverter() (*converter, error) {
 
 func (c *converter) close() { c.file.Close() }
 
-// convert makes a listener or packet socket from fd, which it consumes. fd
-// must not be blocking: package net would set O_NONBLOCK in the open file
+// convert makes a listener or packet socket from fd, which it consumes if it
+// succeeds. fd must not be blocking: package net would set O_NONBLOCK in the open file
 // description, which others hold too (fcntl(2)).
-func (c *converter) convert(fd int, kind Kind) (net.Listener, net.PacketConn, error) {
-	if err := c.put(fd); err != nil {
+func (c *converter) convert(fd int, kind Kind) (ln net.Listener, pc net.PacketConn, err error) {
+	if err = c.put(fd); err != nil {
 		return nil, nil, err
 	}
 	if kind == KindPacket {
-		pc, err := net.FilePacketConn(c.file)
-		return nil, pc, err
+		pc, err = net.FilePacketConn(c.file)
+	} else {
+		ln, err = net.FileListener(c.file)
 	}
-	ln, err := net.FileListener(c.file)
-	return ln, nil, err
+	if err == nil {
+		closeFD(fd)
+	}
+	return ln, pc, err
 }
 
 // conn makes a connected socket of package net from fd, which it consumes, on
 // the same condition.
 func (c *converter) conn(fd int) (net.Conn, error) {
+	defer closeFD(fd)
 	if err := c.put(fd); err != nil {
 		return nil, err
 	}
 	return net.FileConn(c.file)
 }
 
-// put puts fd, which it consumes, in the place of the file.
+// put puts a duplicate of fd in the place of the file.
 func (c *converter) put(fd int) error {
-	defer unix.Close(fd)
 	blocking, err := isBlocking(fd)
 	if err == nil && blocking {
 		err = errors.New("socket is in blocking mode: the process that owns it must not clear O_NONBLOCK (in Go, (*os.File).Fd does)")

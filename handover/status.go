@@ -2,6 +2,7 @@ package handover
 
 import (
 	"encoding/json"
+	"maps"
 	"os"
 	"slices"
 	"time"
@@ -40,6 +41,7 @@ type SocketStatus struct {
 	Socket
 	Cookie  uint64 `json:"cookie"`
 	Netns   uint64 `json:"netns_cookie,omitempty"`
+	Kept    bool   `json:"kept,omitempty"`         // inherited, and not used by this generation
 	Queue   *int   `json:"accept_queue,omitempty"` // TCP listeners
 	Backlog *int   `json:"backlog,omitempty"`
 }
@@ -108,6 +110,13 @@ func (g *Generation) status() Status {
 	st.Stats = g.stats()
 	for _, s := range g.sockets {
 		st.Sockets = append(st.Sockets, s.status())
+	}
+	if g.phase.Owns() {
+		for _, name := range slices.Sorted(maps.Keys(g.inherited)) {
+			s := g.inherited[name].status()
+			s.Kept = true
+			st.Sockets = append(st.Sockets, s)
+		}
 	}
 	if g.takeover != nil {
 		p := g.takeover.peer

@@ -3,6 +3,7 @@ package handover
 import (
 	"context"
 	"errors"
+	"maps"
 	"slices"
 )
 
@@ -162,18 +163,16 @@ func (g *Generation) endSending() {
 	g.graveyard = nil
 }
 
-// closeUnclaimed closes what was inherited and not asked for. Its paths stay
-// until ownership is settled, since the predecessor might need them again.
-func (g *Generation) closeUnclaimed() {
-	names := make([]string, 0, len(g.inherited))
-	for name := range g.inherited {
-		names = append(names, name)
+// settleUnclaimed closes what was inherited and not asked for, unless it is to
+// be kept. Its paths stay until ownership is settled, since the predecessor
+// might need them again.
+func (g *Generation) settleUnclaimed() {
+	if g.cfg.Unclaimed != KeepUnclaimed {
+		for _, name := range slices.Sorted(maps.Keys(g.inherited)) {
+			g.drop(g.inherited[name])
+		}
+		clear(g.inherited)
 	}
-	slices.Sort(names)
-	for _, name := range names {
-		g.drop(g.inherited[name])
-	}
-	clear(g.inherited)
 	for name, fd := range g.states {
 		closeFD(fd)
 		delete(g.states, name)
@@ -247,6 +246,7 @@ func (g *Generation) shutdown() {
 // stopHere ends what Stop could not, without the other side. With a successor
 // the conversation with it does so, when its context ends. It runs on run.
 func (g *Generation) stopHere() {
+	g.closing = true // a takeover that fails from now on gives up, too
 	switch g.phase {
 	case PhaseOwner:
 		g.giveUp(ErrStopRequested)

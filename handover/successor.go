@@ -20,6 +20,7 @@ type receiver struct {
 	welcome frameWelcome
 	proc    *process
 	netns   cookie // of this process
+	steps   steps
 
 	conversions *conversions // nil for a few sockets
 
@@ -35,6 +36,7 @@ func takeOver(ctx context.Context, cfg Config, conn *scm.Conn) (*Generation, err
 		cfg: cfg, link: newLink(conn, scm.MaxFDs),
 		sockets: map[string]*socket{}, states: map[string]int{}, reserved: map[Kind]*socket{},
 	}
+	r.steps.connected = time.Now()
 	g, err := r.run(ctx)
 	if err != nil {
 		if r.welcome.Count > 0 { // tell why
@@ -83,6 +85,7 @@ func (r *receiver) run(ctx context.Context) (*Generation, error) {
 		return nil, err
 	}
 	at(r.welcome.Next, "successor/welcome")
+	r.steps.welcomed = time.Now()
 	const worthwhile = 8
 	if r.welcome.Count >= worthwhile {
 		r.conversions = startConversions(r.welcome.Count)
@@ -344,6 +347,8 @@ func (r *receiver) generation() (*Generation, error) {
 		delete(r.reserved, kindNetns)
 	}
 	g.attempt = r.welcome.Attempt
+	r.steps.received = time.Now()
+	g.steps = r.steps
 	g.inherited, g.states = r.sockets, r.states
 	g.pred = &predecessor{
 		g: g, link: r.link, proc: r.proc, welcome: r.welcome,
@@ -367,6 +372,7 @@ func controlListener(fd int) (*net.UnixListener, error) {
 	defer c.close()
 	ln, _, err := c.convert(fd, KindListener)
 	if err != nil {
+		closeFD(fd)
 		return nil, fmt.Errorf("control socket: %w", err)
 	}
 	ul, ok := ln.(*net.UnixListener)
@@ -398,6 +404,9 @@ func describeForeign(name string, fd int) (*socket, error) {
 		return nil, err
 	}
 	if s.Address, err = boundAddress(fd); err != nil {
+		return nil, err
+	}
+	if err := checkAddress(s.Address); err != nil {
 		return nil, err
 	}
 	if isUnixPath(s.Network, s.Address) && !strings.Contains(s.Address, "\x00") {

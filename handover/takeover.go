@@ -5,7 +5,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
+	"slices"
 	"sync"
 	"time"
 
@@ -97,6 +99,9 @@ func (g *Generation) beginTakeover(t *takeover, hello *frameHello) error {
 		t.items = append(t.items, &socket{fd: g.netns.fd, item: g.netns.item})
 	}
 	t.items = append(t.items, g.sockets...)
+	for _, name := range slices.Sorted(maps.Keys(g.inherited)) { // kept
+		t.items = append(t.items, g.inherited[name])
+	}
 	if len(t.items)+len(g.offers) > maxItems {
 		t.items = nil
 		return refusef(CodeLimit, "more than %d descriptors", maxItems)
@@ -121,6 +126,9 @@ func (t *takeover) failed(err error) error {
 		if g.phase == PhaseHanding || g.phase == PhaseGranting || g.phase == PhaseStandby {
 			g.changePhase(PhaseOwner, err)
 			g.removeDropped()
+			if g.closing {
+				g.giveUp(ErrStopRequested)
+			}
 		}
 	})
 	g.log.Warn("takeover failed, this generation serves on", "next", t.next, "error", err)
@@ -213,7 +221,7 @@ func (t *takeover) sendBatch(first int) (int, error) {
 		size int
 	)
 	for _, s := range t.items[first:min(len(t.items), first+scm.MaxFDs)] {
-		b, err := json.Marshal(s.item)
+		b, err := marshal(s.item)
 		if err != nil {
 			return 0, err
 		}

@@ -87,6 +87,10 @@ type (
 		Type       string `json:"type"`
 		Generation uint64 `json:"generation"`
 		Settled    bool   `json:"settled,omitempty"` // no probation: the predecessor is leaving
+		// For the receipt: nanoseconds since 1970 of when accept was paused, and
+		// of the last one before that; 0 if there was none.
+		Paused     int64 `json:"paused_ns,omitempty"`
+		LastAccept int64 `json:"last_accept_ns,omitempty"`
 	}
 	// frameSimple is a frame that is only its type: ready, alive, commit,
 	// rollback, revoked, ok.
@@ -257,7 +261,7 @@ func frameType(p []byte) (string, error) {
 }
 
 func encodeFrame(f any) ([]byte, error) {
-	p, err := json.Marshal(f)
+	p, err := marshal(f)
 	if err != nil {
 		return nil, fmt.Errorf("encode frame: %w", err)
 	}
@@ -265,6 +269,18 @@ func encodeFrame(f any) ([]byte, error) {
 		return nil, fmt.Errorf("encode frame: %d bytes, the limit is %d", len(p), maxFrame)
 	}
 	return p, nil
+}
+
+// marshal is json.Marshal without escapes for HTML, which would make a frame
+// longer than its texts.
+func marshal(v any) ([]byte, error) {
+	var b bytes.Buffer
+	e := json.NewEncoder(&b)
+	e.SetEscapeHTML(false)
+	if err := e.Encode(v); err != nil {
+		return nil, err
+	}
+	return bytes.TrimSuffix(b.Bytes(), []byte("\n")), nil
 }
 
 func checkText(texts ...string) error {
