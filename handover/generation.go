@@ -336,7 +336,7 @@ func (g *Generation) errUnclaimed() error {
 		s := g.inherited[name]
 		all = append(all, strings.TrimSpace(fmt.Sprintf("%s (%s %s)", name, s.Network, s.Address)))
 	}
-	return fmt.Errorf("%w: %s: ask for each, or have what is left over closed or kept", ErrUnclaimed, shorten(strings.Join(all, ", ")))
+	return fmt.Errorf("%w: %s", ErrUnclaimed, shorten(strings.Join(all, ", ")))
 }
 
 // Inherited tells what the predecessor, or a socket activator through Adopt,

@@ -25,6 +25,7 @@ type app struct {
 	watch   *watcher
 	notify  *notifier
 	child   *launcher
+	receipt *receipts
 
 	gen       *handover.Generation // set once, before anything is served
 	failures  chan error           // of accepting; has room for one of each listener
@@ -59,7 +60,9 @@ func newApp(o *options, c *console, child *launcher) (*app, error) {
 		a.srv.TLSConfig = &tls.Config{Certificates: []tls.Certificate{cert}}
 	}
 	a.watch = newWatcher(a)
-	return a, nil
+	var err error
+	a.receipt, err = newReceipts(a, o.receipt)
+	return a, err
 }
 
 // protocols are all that net/http speaks. HTTP/2 on a plaintext listener is for
@@ -124,6 +127,8 @@ func (a *app) takeOverOrStart(ctx context.Context, mode handover.Mode) (*handove
 		ForeignNetns: a.opts.foreignNetns.value == "allow",
 		ReadyTimeout: time.Duration(a.opts.readyTimeout),
 		Probation:    a.opts.probation.orNone(),
+		Unclaimed:    a.opts.unclaimedPolicy(),
+		Record:       a.receipt != nil,
 		Stats:        a.stats,
 		NoMove:       a.opts.noMigrate,
 		OnEvent:      a.watch.event,

@@ -279,7 +279,15 @@ func (p *preflight) names(st *handover.Status) {
 		p.ok(check, "%s: the owner has %s %s", l.name, s.Network, s.Address)
 	}
 	for _, s := range st.Sockets {
-		if !slices.ContainsFunc(specs, func(l listenSpec) bool { return l.name == s.Name }) {
+		if slices.ContainsFunc(specs, func(l listenSpec) bool { return l.name == s.Name }) {
+			continue
+		}
+		switch p.o.unclaimedPolicy() {
+		case handover.KeepUnclaimed:
+			p.ok(check, "%s (%s %s) is not named by --listen: it is kept, unused", s.Name, s.Network, s.Address)
+		case handover.RefuseUnclaimed:
+			p.fail(exitRefused, check, "%s (%s %s) is not named by --listen: name it, or give --unclaimed close or keep", s.Name, s.Network, s.Address)
+		default:
 			p.warn(check, "%s (%s %s) is not named by --listen: it is closed at the takeover", s.Name, s.Network, s.Address)
 		}
 	}

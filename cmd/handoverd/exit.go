@@ -59,7 +59,7 @@ func exitCode(err error) int {
 		return exitStuck
 	case errors.As(err, &refused), errors.Is(err, handover.ErrOwned),
 		errors.Is(err, handover.ErrForeignNetns), errors.Is(err, handover.ErrUntrustedOwner),
-		errors.Is(err, handover.ErrNotPermitted):
+		errors.Is(err, handover.ErrNotPermitted), errors.Is(err, handover.ErrUnclaimed):
 		return exitRefused
 	}
 	return exitFailure
@@ -75,6 +75,8 @@ func describe(err error) string {
 		text = refused.Error() // at which step does not matter
 	case errors.Is(err, handover.ErrNoOwner):
 		text += "; start one with \"handoverd serve\", or name its socket with --socket"
+	case errors.Is(err, handover.ErrUnclaimed):
+		text += "; name each with --listen, or give --unclaimed close or keep"
 	case errors.Is(err, handover.ErrRolledBack), errors.Is(err, handover.ErrRevoked):
 		text += ", which serves on"
 	case errors.Is(err, handover.ErrPredecessorDied):

@@ -28,6 +28,8 @@ type options struct {
 	revision     uint64
 	force        bool
 	foreignNetns choice
+	unclaimed    choice
+	receipt      string
 	logFormat    choice
 	logLevel     choice
 	root         string
@@ -51,6 +53,7 @@ func newOptions() *options {
 		readyTimeout: duration(handover.DefaultReadyTimeout),
 		probation:    duration(handover.DefaultProbation),
 		foreignNetns: choice{"refuse", []string{"refuse", "allow"}},
+		unclaimed:    choice{"close", []string{"close", "keep", "refuse"}},
 		logFormat:    choice{"text", []string{"text", "json"}},
 		logLevel:     choice{"", []string{"debug", "info", "warn", "error"}},
 	}
@@ -67,6 +70,7 @@ func (o *options) addTakeover(f *pflag.FlagSet) {
 	f.Var(&o.listen, "listen", "`[NAME=]URL` to listen on: tcp://HOST:PORT, also tcp4, tcp6, udp, unix:///PATH, unix:@NAME, unixpacket, unixgram; repeatable")
 	f.Uint64Var(&o.revision, "revision", 0, "revision `N` of what is served; an owner refuses a successor with a lower one")
 	f.BoolVar(&o.force, "force", false, "take over in spite of a lower revision")
+	f.Var(&o.unclaimed, "unclaimed", "what becomes of inherited sockets that --listen does not name: close them, keep them unused for the next successor, or refuse to take over")
 	f.Var(&o.foreignNetns, "foreign-netns", "refuse or allow to take over sockets of another network namespace")
 }
 
@@ -80,6 +84,7 @@ func (o *options) addServing(f *pflag.FlagSet) {
 	f.BoolVar(&o.noMigrate, "no-migrate", false, "drain idle connections where they are, instead of moving them alive to the successor, or from the predecessor")
 	f.Var(&o.readyTimeout, "ready-timeout", "how long a successor of this process may take to be ready")
 	f.Var(&o.probation, "probation", "how long after a takeover the predecessor stands by to take the sockets back; 0: not at all")
+	f.StringVar(&o.receipt, "receipt", "", "write a record of the takeover, as JSON, to `FILE`")
 	f.StringVar(&o.root, "root", "", "serve the files below `DIR` instead of the built-in site")
 	f.StringVar(&o.proxy, "proxy", "", "pass requests on to `URL` instead of serving the built-in site")
 	f.StringVar(&o.tlsCert, "tls-cert", "", "`FILE` with the certificate chain, for TLS on all stream listeners")
@@ -175,6 +180,17 @@ func (o *options) mayServe(name, network string) error {
 		return usagef("listener %s: %s serves no packets, but this is a %s socket: leave one of them out; with --listen a takeover keeps only what it names", name, what, network)
 	}
 	return nil
+}
+
+// unclaimedPolicy is --unclaimed as package handover calls it.
+func (o *options) unclaimedPolicy() handover.Unclaimed {
+	switch o.unclaimed.value {
+	case "keep":
+		return handover.KeepUnclaimed
+	case "refuse":
+		return handover.RefuseUnclaimed
+	}
+	return handover.CloseUnclaimed
 }
 
 // level is the log level for a terminal, or for something else.

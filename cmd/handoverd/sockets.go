@@ -25,7 +25,7 @@ func (a *app) open(first bool) error {
 	inherited := a.gen.Inherited()
 	switch {
 	case len(specs) > 0 && !first:
-		// What is not named is closed, and logged, by package handover.
+		// What is not named is left to package handover: see --unclaimed.
 	case len(specs) == 0 && len(inherited) == 0 && first:
 		specs = []listenSpec{{name: defaultName, network: "tcp", address: ":8080"}}
 	case len(specs) == 0 && len(inherited) == 0:

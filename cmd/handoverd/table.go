@@ -101,6 +101,9 @@ func socketTable(w io.Writer, all []handover.SocketStatus) {
 		if network == "" {
 			network = string(s.Kind)
 		}
+		if s.Kept {
+			queue += ", kept unused"
+		}
 		fmt.Fprintf(tw, "%s\t%s\t%s\t%s\n", s.Name, network, orDash(s.Address), queue)
 	}
 	tw.Flush()

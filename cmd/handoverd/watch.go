@@ -134,6 +134,7 @@ func (w *watcher) happened(e handover.Event) {
 	case e.Phase == handover.PhaseOwner && last == handover.PhaseProbation:
 		w.a.console.clear()
 		w.a.console.say("probation is over: generation %d owns the sockets for good", w.number)
+		w.a.receipt.write()
 		w.a.notify.status(w.statusLine())
 	case e.Phase == handover.PhaseOwner && last == handover.PhaseStandby:
 		w.a.console.clear()
@@ -160,6 +161,12 @@ func (w *watcher) owns(main bool) {
 	w.owned = true
 	w.a.console.clear()
 	w.a.notify.ready(main, w.statusLine())
+	if r, err := w.a.gen.Receipt(); err == nil && r.From != nil {
+		w.a.log.Info("taken over", "from", r.From.Generation, "sockets", len(r.Sockets), "queued", queued(r.Sockets),
+			"ready_to_owner", r.Steps.Owner.Sub(r.Steps.Ready), "unclaimed", len(r.Unclaimed))
+		w.a.console.say("took over %s", receiptText(r))
+	}
+	w.a.receipt.write()
 }
 
 func (w *watcher) statusLine() string {
@@ -191,10 +198,12 @@ func (w *watcher) peer(p handover.PeerStatus) {
 	if p.Lost {
 		w.a.log.Warn("a predecessor ended without a report", "predecessor", p.Generation)
 		w.a.console.say("generation %d ended without a report", p.Generation)
+		w.a.receipt.write()
 		return
 	}
 	w.a.log.Info("a predecessor has drained", "predecessor", p.Generation, "report", reportText(p.Report))
 	w.a.console.say("generation %d: %s", p.Generation, reportText(p.Report))
+	w.a.receipt.write()
 }
 
 // reportText is a report for people. Another program's may be anything.
