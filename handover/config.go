@@ -73,6 +73,16 @@ type Config struct {
 	// zero value closes it.
 	Unclaimed Unclaimed
 
+	// Lend makes this generation a holder: it gives copies of its sockets to
+	// whoever names its control socket as Config.Holder, as often as they ask,
+	// and stays their owner. A holder does not accept.
+	Lend bool
+
+	// Holder is the path of a holder's control socket. A first generation
+	// inherits the sockets from there, so that they outlive it; a takeover has
+	// no use for it. Empty: there is no holder.
+	Holder string
+
 	// NoMove keeps connections in the process that accepted them: this
 	// generation neither gives live ones to its successor nor takes any.
 	NoMove bool

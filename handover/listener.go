@@ -3,6 +3,7 @@ package handover
 import (
 	"errors"
 	"net"
+	"os"
 	"time"
 )
 
@@ -30,6 +31,9 @@ func (l *listener) Accept() (net.Conn, error) {
 			return nil, &net.OpError{Op: "accept", Net: l.Addr().Network(), Addr: l.Addr(), Err: err}
 		}
 		c, err = l.ln.Accept()
+		if err == nil {
+			at(l.g.number, "accept")
+		}
 		if !l.way.leave(err) {
 			return c, err
 		}
@@ -44,6 +48,11 @@ func (l *listener) Close() error {
 	l.g.remove(l.s)
 	return nil
 }
+
+// File gives a duplicate of the socket, which the caller closes: for a program
+// that accepts for itself. As in package net it is in non-blocking mode, which
+// its holders share.
+func (l *listener) File() (*os.File, error) { return l.g.socketFile(l.s) }
 
 // SetDeadline bounds Accept.
 func (l *listener) SetDeadline(t time.Time) error { return l.way.setUserDeadline(t) }
@@ -82,6 +91,9 @@ func (p *packetConn) Close() error {
 	return nil
 }
 
+// File gives a duplicate of the socket. See listener.File.
+func (p *packetConn) File() (*os.File, error) { return p.g.socketFile(p.s) }
+
 // SetDeadline bounds ReadFrom and WriteTo.
 func (p *packetConn) SetDeadline(t time.Time) error {
 	return errors.Join(p.SetReadDeadline(t), p.SetWriteDeadline(t))
@@ -92,3 +104,18 @@ func (p *packetConn) SetReadDeadline(t time.Time) error { return p.way.setUserDe
 
 // SetWriteDeadline bounds WriteTo.
 func (p *packetConn) SetWriteDeadline(t time.Time) error { return p.pc.SetWriteDeadline(t) }
+
+// socketFile duplicates a socket of the set.
+func (g *Generation) socketFile(s *socket) (f *os.File, err error) {
+	e := g.do(func() {
+		if g.byName[s.Name] != s {
+			err = net.ErrClosed
+			return
+		}
+		var fd int
+		if fd, err = dupFD(s.fd); err == nil {
+			f = os.NewFile(uintptr(fd), s.Name)
+		}
+	})
+	return f, errors.Join(e, err)
+}

@@ -75,6 +75,9 @@ func (o Operator) status(ctx context.Context) (*Status, error) {
 		} else {
 			st.merge(s.Status)
 		}
+		if cred, err := l.conn.PeerCred(); err == nil {
+			st.PeerPID = int(cred.PID)
+		}
 		if !s.More || len(st.Sockets)+len(st.Unclaimed)+len(st.Draining) > 2*maxItems {
 			return st, nil
 		}
@@ -157,6 +160,22 @@ func (o Operator) timeout() time.Duration {
 	return DefaultStepTimeout
 }
 
+// dialOwner connects to the owner of a control socket.
+func dialOwner(ctx context.Context, path string) (*scm.Conn, error) {
+	conn, err := scm.Dial(ctx, "unixpacket", path)
+	switch {
+	case err == nil:
+		return conn, nil
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED):
+		return nil, fmt.Errorf("%w: no live process listens on %s", ErrNoOwner, path)
+	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, syscall.EAGAIN):
+		return nil, fmt.Errorf("%w: %w", ErrStuck, err)
+	case errors.Is(err, fs.ErrPermission):
+		return nil, errNotPermitted(err)
+	}
+	return nil, fmt.Errorf("control socket: %w", err)
+}
+
 // ask dials the owner and says what for.
 func (o Operator) ask(ctx context.Context, intent string) (*link, error) {
 	if err := checkPath(o.Socket); err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -164,16 +183,9 @@ func (o Operator) ask(ctx context.Context, intent string) (*link, error) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, o.timeout())
 	defer cancel()
-	conn, err := scm.Dial(ctx, "unixpacket", o.Socket)
-	switch {
-	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED):
-		return nil, fmt.Errorf("%w: no live process listens on %s", ErrNoOwner, o.Socket)
-	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, syscall.EAGAIN):
-		return nil, fmt.Errorf("%w: %w", ErrStuck, err)
-	case errors.Is(err, fs.ErrPermission):
-		return nil, errNotPermitted(err)
-	case err != nil:
-		return nil, fmt.Errorf("control socket: %w", err)
+	conn, err := dialOwner(ctx, o.Socket)
+	if err != nil {
+		return nil, err
 	}
 	l := newLink(conn, 0)
 	fail := func(err error) (*link, error) {

@@ -170,6 +170,8 @@ func (g *Generation) converse(l *link) {
 		switch hello.Intent {
 		case intentTakeover:
 			err = g.handOver(l, hello)
+		case intentBorrow:
+			err = g.lend(l, hello)
 		case intentStatus:
 			err = g.tellStatus(l)
 		case intentStop:

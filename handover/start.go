@@ -51,6 +51,9 @@ func startOrTakeOver(ctx context.Context, cfg Config) (*Generation, error) {
 	if err := checkPath(cfg.Socket); err != nil {
 		return nil, err
 	}
+	if cfg.Holder != "" && cfg.Holder == cfg.Socket {
+		return nil, errors.New("the holder's control socket and this set's own are the same path: a holder is asked at its own, and services hand over at theirs")
+	}
 	give := time.NewTimer(cfg.StepTimeout)
 	defer give.Stop()
 	var last, early error
@@ -134,8 +137,18 @@ func errNotPermitted(err error) error {
 
 // coldStart makes generation 1. With an error the lock stays the caller's.
 func coldStart(ctx context.Context, cfg Config, lockFD int) (*Generation, error) {
+	var borrowed map[string]*socket
+	if cfg.Holder != "" {
+		var err error
+		if borrowed, err = borrow(ctx, cfg); err != nil {
+			return nil, fmt.Errorf("holder: %w", err)
+		}
+	}
 	g := newGeneration(cfg, 1)
 	fail := func(err error) (*Generation, error) {
+		for _, s := range borrowed {
+			s.closeDescriptor()
+		}
 		g.netns.close()
 		g.word.close()
 		g.cancel()
@@ -157,6 +170,9 @@ func coldStart(ctx context.Context, cfg Config, lockFD int) (*Generation, error)
 		unlinkOurs(cfg.Socket, id)
 		ln.Close()
 		return fail(err)
+	}
+	if borrowed != nil {
+		g.inherited = borrowed
 	}
 	g.controlGate.open()
 	g.launch()

@@ -17,6 +17,7 @@ type Status struct {
 	Build       string         `json:"build,omitempty"`
 	Revision    uint64         `json:"revision,omitempty"`
 	PID         int            `json:"pid"` // in the owner's own pid namespace
+	PeerPID     int            `json:"peer_pid,omitempty"` // in the pid namespace of whoever asks; 0 if not visible there
 	Started     time.Time      `json:"started"`
 	Owner       time.Time      `json:"owner_since,omitzero"`
 	Probation   time.Duration  `json:"probation_left_ns,omitempty"`

@@ -16,7 +16,9 @@ import (
 // receiver gathers what an owner hands over.
 type receiver struct {
 	cfg     Config
+	path    string // of the control socket
 	link    *link
+	intent  string
 	welcome frameWelcome
 	proc    *process
 	netns   cookie // of this process
@@ -32,10 +34,7 @@ type receiver struct {
 // takeOver receives everything that the owner behind conn hands over. It
 // consumes conn. With an error nothing stays open.
 func takeOver(ctx context.Context, cfg Config, conn *scm.Conn) (*Generation, error) {
-	r := &receiver{
-		cfg: cfg, link: newLink(conn, scm.MaxFDs),
-		sockets: map[string]*socket{}, states: map[string]int{}, reserved: map[Kind]*socket{},
-	}
+	r := newReceiver(cfg, cfg.Socket, conn, intentTakeover)
 	r.steps.connected = time.Now()
 	g, err := r.run(ctx)
 	if err != nil {
@@ -46,6 +45,13 @@ func takeOver(ctx context.Context, cfg Config, conn *scm.Conn) (*Generation, err
 		return nil, err
 	}
 	return g, nil
+}
+
+func newReceiver(cfg Config, path string, conn *scm.Conn, intent string) *receiver {
+	return &receiver{
+		cfg: cfg, path: path, link: newLink(conn, scm.MaxFDs), intent: intent,
+		sockets: map[string]*socket{}, states: map[string]int{}, reserved: map[Kind]*socket{},
+	}
 }
 
 // errUntrusted explains whose a control socket is.
@@ -71,18 +77,26 @@ func (r *receiver) discard() {
 }
 
 func (r *receiver) run(ctx context.Context) (*Generation, error) {
+	if err := r.receive(ctx); err != nil {
+		return nil, err
+	}
+	return r.generation()
+}
+
+// receive says hello and receives everything.
+func (r *receiver) receive(ctx context.Context) error {
 	cred, err := r.link.conn.PeerCred()
 	if err != nil {
-		return nil, err
+		return err
 	}
 	if r.cfg.permits(cred.UID) != nil {
-		return nil, errUntrusted(r.cfg.Socket, cred.UID)
+		return errUntrusted(r.path, cred.UID)
 	}
 	if r.netns, err = ownNetnsCookie(); err != nil {
-		return nil, err
+		return err
 	}
 	if err := r.hello(ctx); err != nil {
-		return nil, err
+		return err
 	}
 	at(r.welcome.Next, "successor/welcome")
 	r.steps.welcomed = time.Now()
@@ -94,11 +108,11 @@ func (r *receiver) run(ctx context.Context) (*Generation, error) {
 	for got := 0; got < r.welcome.Count; {
 		n, err := r.batch(ctx, got)
 		if err != nil {
-			return nil, err
+			return err
 		}
 		got += n
 	}
-	return r.generation()
+	return nil
 }
 
 // step bounds one step; its error tells a slow owner from an impatient caller.
@@ -128,7 +142,7 @@ func (r *receiver) step(ctx context.Context, what string, f func(context.Context
 
 func (r *receiver) hello(ctx context.Context) error {
 	hello := frameHello{
-		Type: typeHello, Protocols: r.cfg.protocols, Intent: intentTakeover,
+		Type: typeHello, Protocols: r.cfg.protocols, Intent: r.intent,
 		Program: r.cfg.Program, Build: r.cfg.Build, PID: os.Getpid(),
 		Revision: r.cfg.Revision, Force: r.cfg.Force, Probation: millis(r.cfg.Probation),
 		Moves: !r.cfg.NoMove,

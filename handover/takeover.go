@@ -61,7 +61,7 @@ func (g *Generation) handOver(l *link, hello *frameHello) error {
 	}
 	at(g.number, "owner/hello")
 	g.log.Info("successor connected", "next", t.next, "program", hello.Program, "build", hello.Build, "pid", hello.PID)
-	err = t.transfer(hello)
+	err = t.transfer()
 	g.do(g.endSending)
 	for _, s := range t.states {
 		closeFD(s.fd)
@@ -168,12 +168,17 @@ func (t *takeover) offerStates() error {
 	return nil
 }
 
-// transfer sends welcome and all descriptors, each batch proved by the
-// cookies that the successor reads from what it got.
-func (t *takeover) transfer(hello *frameHello) error {
+// transfer makes the state blobs and sends everything, each batch proved by
+// the cookies that the successor reads from what it got.
+func (t *takeover) transfer() error {
 	if err := t.offerStates(); err != nil {
 		return err
 	}
+	return t.sendAll()
+}
+
+// sendAll sends welcome and all items.
+func (t *takeover) sendAll() error {
 	g := t.g
 	for _, s := range t.items {
 		if s.Cookie == 0 {

@@ -33,6 +33,7 @@ const (
 	intentStop     = "stop"
 	intentCommit   = "commit"
 	intentRollback = "rollback"
+	intentBorrow   = "borrow" // copies of a holder's sockets; the holder keeps them
 	intentReport   = "report" // a draining predecessor that reports to the current owner
 )
 
