@@ -2,17 +2,12 @@ package main
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
-	"net/http"
-	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/handoverd/handoverd/handover"
-	"github.com/handoverd/handoverd/server"
 )
 
 // app is a process that serves: it waits for ownership, serves, hands over or
@@ -21,16 +16,14 @@ type app struct {
 	opts    *options
 	console *console
 	log     *slog.Logger
-	srv     *server.Server
+	service service
 	watch   *watcher
 	notify  *notifier
 	child   *launcher
 	receipt *receipts
 
-	gen       *handover.Generation // set once, before anything is served
-	failures  chan error           // of accepting; has room for one of each listener
-	serving   sync.WaitGroup
-	drainEnds atomic.Int64 // Unix nanoseconds; 0 before the drain
+	gen      *handover.Generation // set once, before anything is served
+	failures chan error           // that serving cannot go on after; has room for one
 }
 
 // newApp prepares all that can be prepared without touching an owner.
@@ -40,49 +33,22 @@ func newApp(o *options, c *console, child *launcher) (*app, error) {
 	if o.logFormat.value == "json" {
 		handler = slog.NewJSONHandler(c, level)
 	}
-	a := &app{opts: o, console: c, log: slog.New(handler), child: child}
+	a := &app{opts: o, console: c, log: slog.New(handler), child: child, failures: make(chan error, 1)}
 	a.notify = &notifier{log: a.log}
-	a.srv = &server.Server{
-		Server: http.Server{
-			ReadHeaderTimeout: time.Minute,
-			ErrorLog:          slog.NewLogLogger(handler, slog.LevelWarn),
-			Protocols:         protocols(),
-		},
-		StopTimeout: o.drainTimeout.orNone(),
-		KillTimeout: o.killTimeout.orNone(),
-		Linger:      o.linger.orDefault(),
-	}
-	if o.tlsCert != "" {
-		cert, err := tls.LoadX509KeyPair(o.tlsCert, o.tlsKey)
-		if err != nil {
-			return nil, fmt.Errorf("TLS certificate: %w", err)
-		}
-		a.srv.TLSConfig = &tls.Config{Certificates: []tls.Certificate{cert}}
-	}
 	a.watch = newWatcher(a)
 	var err error
 	a.receipt, err = newReceipts(a, o.receipt)
 	return a, err
 }
 
-// protocols are all that net/http speaks. HTTP/2 on a plaintext listener is for
-// clients that know beforehand; there is no upgrade to it.
-func protocols() *http.Protocols {
-	p := new(http.Protocols)
-	p.SetHTTP1(true)
-	p.SetHTTP2(true)
-	p.SetUnencryptedHTTP2(true)
-	return p
-}
-
 // run serves until a successor has taken over or a stop was asked for, and
 // all connections have ended.
 func (a *app) run(ctx context.Context, mode handover.Mode) error {
-	content, err := a.newContent()
-	if err != nil {
+	var err error
+	if a.service, err = a.newService(); err != nil {
 		return err
 	}
-	defer content.close()
+	defer a.service.close()
 	sig := a.catchSignals()
 	defer sig.release()
 	ctx, cancel := sig.context(ctx)
@@ -93,19 +59,12 @@ func (a *app) run(ctx context.Context, mode handover.Mode) error {
 	if a.gen, err = a.takeOverOrStart(ctx, mode); err != nil {
 		return err
 	}
-	defer a.serving.Wait()
 	defer a.gen.Close()
-	a.srv.Handler = content.handler(a.gen.Number)
-	if err := a.shareTickets(); err != nil {
+	if err := a.begin(ctx); err != nil {
+		a.service.abandon()
 		return err
 	}
-	if err := a.open(a.gen.Number() == 1); err != nil {
-		return err
-	}
-	if err := a.gen.Ready(ctx); err != nil {
-		a.srv.Close()
-		return err
-	}
+	a.service.owned()
 	a.log.Info("serving", "generation", a.gen.Number(), "sockets", len(a.gen.Sockets()))
 	a.console.say("generation %d serves %s", a.gen.Number(), socketList(a.gen.Sockets()))
 	failure := a.await(sig)
@@ -114,6 +73,20 @@ func (a *app) run(ctx context.Context, mode handover.Mode) error {
 		return failure
 	}
 	return a.outcome()
+}
+
+// begin takes the sockets, gets ready, and becomes their owner.
+func (a *app) begin(ctx context.Context) error {
+	if err := a.service.begin(); err != nil {
+		return err
+	}
+	if err := a.open(a.gen.Number() == 1); err != nil {
+		return err
+	}
+	if err := a.service.prepare(ctx); err != nil {
+		return err
+	}
+	return a.gen.Ready(ctx)
 }
 
 // takeOverOrStart is handover.Start, repeated while the owner says "later" and
@@ -129,8 +102,10 @@ func (a *app) takeOverOrStart(ctx context.Context, mode handover.Mode) (*handove
 		Probation:    a.opts.probation.orNone(),
 		Unclaimed:    a.opts.unclaimedPolicy(),
 		Record:       a.receipt != nil,
-		Stats:        a.stats,
-		NoMove:       a.opts.noMigrate,
+		Stats:        a.service.stats,
+		NoMove:       a.opts.noMigrate || !a.opts.moves(),
+		Lend:         a.opts.holds,
+		Holder:       a.opts.holder,
 		OnEvent:      a.watch.event,
 		Logger:       a.log,
 	}
@@ -201,9 +176,8 @@ func (a *app) giveUp() {
 
 // drain finishes what is open and tells whoever wants to know.
 func (a *app) drain() {
-	a.drainEnds.Store(time.Now().Add(time.Duration(a.opts.drainTimeout)).UnixNano())
 	a.watch.draining()
-	report := a.srv.Stop(context.Background())
+	report := a.service.drain(context.Background())
 	a.watch.drained()
 	level := slog.LevelInfo
 	if !report.Clean() {
@@ -226,37 +200,4 @@ func (a *app) outcome() error {
 		return nil
 	}
 	return cause
-}
-
-// stats tells package handover of the connections. It runs at any time.
-func (a *app) stats() handover.Stats {
-	c := a.srv.Counts()
-	st := handover.Stats{Connections: connections(c), Ended: ended(c), Oldest: c.Oldest}
-	if ends := a.drainEnds.Load(); ends != 0 {
-		st.Remaining = max(0, time.Until(time.Unix(0, ends)))
-	}
-	return st
-}
-
-// connections counts the open ones. In a drain it does not matter whether one
-// that is waited for has ever been used.
-func connections(c server.Counts) map[string]int64 {
-	if c.Draining {
-		return map[string]int64{
-			"active": int64(c.Active), "lingering": int64(c.Lingering), "hijacked": int64(c.Hijacked),
-		}
-	}
-	return map[string]int64{
-		"new": int64(c.New), "active": int64(c.Active), "idle": int64(c.Idle), "hijacked": int64(c.Hijacked),
-	}
-}
-
-// ended counts those that a drain has brought to their end.
-func ended(c server.Counts) map[string]int64 {
-	if !c.Draining {
-		return nil
-	}
-	return map[string]int64{
-		"moved": int64(c.Moved), "finished": int64(c.Finished), "closed": int64(c.Closed), "killed": int64(c.Killed),
-	}
 }

@@ -21,19 +21,19 @@ func (c *content) close() {
 }
 
 // newContent makes the handler that the flags ask for.
-func (a *app) newContent() (*content, error) {
+func (w *web) newContent() (*content, error) {
 	withHeader := func(h http.Handler) func(func() uint64) http.Handler {
 		return func(gen func() uint64) http.Handler { return site.Header(gen, h) }
 	}
 	switch {
-	case a.opts.root != "":
-		files, err := site.Static(a.opts.root)
+	case w.a.opts.root != "":
+		files, err := site.Static(w.a.opts.root)
 		if err != nil {
 			return nil, err
 		}
 		return &content{withHeader(files), files}, nil
-	case a.opts.proxy != "":
-		forwarder, err := site.Proxy(a.opts.proxy, a.log)
+	case w.a.opts.proxy != "":
+		forwarder, err := site.Proxy(w.a.opts.proxy, w.a.log)
 		if err != nil {
 			return nil, usagef("--proxy: %w", err)
 		}
@@ -43,9 +43,9 @@ func (a *app) newContent() (*content, error) {
 	return &content{handler: func(gen func() uint64) http.Handler {
 		return site.New(site.Config{
 			Generation: gen, Started: started,
-			Counts:  func() map[string]int64 { return connections(a.srv.Counts()) },
+			Counts:  func() map[string]int64 { return connections(w.srv.Counts()) },
 			Program: "handoverd", Build: buildVersion(),
-			Draining: a.srv.Draining(),
+			Draining: w.srv.Draining(),
 		})
 	}}, nil
 }

@@ -37,6 +37,10 @@ type options struct {
 	tlsCert      string
 	tlsKey       string
 
+	holder string
+	holds  bool     // this process is a holder
+	argv   []string // the program that serves, with its arguments
+
 	orServe bool
 	wait    duration
 
@@ -181,6 +185,9 @@ func (o *options) mayServe(name, network string) error {
 	}
 	return nil
 }
+
+// moves tells whether connections can move: those of another program cannot.
+func (o *options) moves() bool { return !o.holds && len(o.argv) == 0 }
 
 // unclaimedPolicy is --unclaimed as package handover calls it.
 func (o *options) unclaimedPolicy() handover.Unclaimed {

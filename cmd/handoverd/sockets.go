@@ -3,8 +3,6 @@ package main
 import (
 	"errors"
 	"fmt"
-	"net"
-	"net/http"
 	"os"
 	"slices"
 	"strings"
@@ -15,8 +13,7 @@ import (
 	"github.com/handoverd/handoverd/handover"
 )
 
-// open gets all sockets and starts to serve them. Nothing is accepted before
-// ownership is ours.
+// open finds out which sockets there are to be, and has the service take them.
 func (a *app) open(first bool) error {
 	specs := slices.Clone(a.opts.listen.specs)
 	if err := a.adopt(first); err != nil {
@@ -29,7 +26,7 @@ func (a *app) open(first bool) error {
 	case len(specs) == 0 && len(inherited) == 0 && first:
 		specs = []listenSpec{{name: defaultName, network: "tcp", address: ":8080"}}
 	case len(specs) == 0 && len(inherited) == 0:
-		return errors.New("the predecessor has no sockets to hand over: name the ones to open with --listen")
+		return errNoSockets
 	default:
 		for _, s := range inherited {
 			named := func(l listenSpec) bool { return l.name == s.Name }
@@ -44,7 +41,6 @@ func (a *app) open(first bool) error {
 			specs = append(specs, listenSpec{name: s.Name})
 		}
 	}
-	a.failures = make(chan error, len(specs))
 	kinds := map[string]handover.Socket{}
 	for _, s := range inherited {
 		kinds[s.Name] = s
@@ -54,30 +50,13 @@ func (a *app) open(first bool) error {
 		if network == "" {
 			network = kinds[l.name].Network
 		}
-		if err := a.opts.mayServe(l.name, network); err != nil {
+		if err := a.service.check(l.name, network); err != nil {
 			return err
 		}
-		if err := a.openOne(l, isPacket(network)); err != nil {
+		if err := a.service.take(l, isPacket(network)); err != nil {
 			return err
 		}
 	}
-	return nil
-}
-
-func (a *app) openOne(l listenSpec, packet bool) error {
-	if packet {
-		pc, err := a.gen.ListenPacket(l.name, l.network, l.address)
-		if err != nil {
-			return listenError(l, err)
-		}
-		a.serving.Go(func() { a.echo(l.name, pc) })
-		return nil
-	}
-	ln, err := a.gen.Listen(l.name, l.network, l.address)
-	if err != nil {
-		return listenError(l, err)
-	}
-	a.serving.Go(func() { a.accept(l.name, ln) })
 	return nil
 }
 
@@ -103,43 +82,6 @@ func listenError(l listenSpec, err error) error {
 		return fmt.Errorf("%w; choose a port above 1023, or give the process CAP_NET_BIND_SERVICE", err)
 	}
 	return err
-}
-
-// accept serves a stream listener until it is given up.
-func (a *app) accept(name string, ln net.Listener) {
-	a.log.Info("listening", "name", name, "network", ln.Addr().Network(), "address", ln.Addr().String())
-	var err error
-	if a.srv.TLSConfig != nil {
-		err = a.srv.ServeTLS(ln, "", "")
-	} else {
-		err = a.srv.Serve(ln)
-	}
-	if !errors.Is(err, http.ErrServerClosed) {
-		a.failures <- fmt.Errorf("listener %s: %w", name, err)
-	}
-}
-
-// maxPacket is the longest datagram there is.
-const maxPacket = 64 << 10
-
-// echo sends each packet back to where it came from.
-func (a *app) echo(name string, pc net.PacketConn) {
-	a.log.Info("listening", "name", name, "network", pc.LocalAddr().Network(), "address", pc.LocalAddr().String())
-	defer pc.Close()
-	buf := make([]byte, maxPacket)
-	for {
-		n, from, err := pc.ReadFrom(buf)
-		switch {
-		case errors.Is(err, net.ErrClosed):
-			return
-		case err != nil:
-			a.failures <- fmt.Errorf("listener %s: %w", name, err)
-			return
-		}
-		if _, err := pc.WriteTo(buf[:n], from); err != nil {
-			a.log.Debug("packet not answered", "listener", name, "error", err)
-		}
-	}
 }
 
 // keepFile keeps an inherited descriptor that is no socket for the next

@@ -226,7 +226,7 @@ func (w *watcher) redraw() {
 	}
 	switch {
 	case w.leaving:
-		w.showDrain(w.number, 0, w.a.stats())
+		w.showDrain(w.number, 0, w.a.service.stats())
 	case w.phase == handover.PhaseWaiting:
 		w.a.console.show(progress{subject: "ready", text: fmt.Sprintf("generation %d is ready, waiting for its predecessor", w.number)})
 	case w.phase == handover.PhaseProbation:
