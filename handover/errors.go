@@ -12,6 +12,8 @@ var (
 	ErrNoOwner = errors.New("nobody to take over from")
 	// ErrOwned: somebody alive owns the control socket, and Config.Mode is StartOnly.
 	ErrOwned = errors.New("the control socket is owned by a live process")
+	// ErrNoHolder: nobody owns the control socket that Config.Holder names.
+	ErrNoHolder = errors.New("no holder to get sockets from")
 	// ErrStuck: the predecessor is alive but does not answer in time.
 	ErrStuck = errors.New("predecessor does not answer")
 	// ErrPredecessorDied: the predecessor ended before it had passed all its sockets.

@@ -2,6 +2,7 @@ package handover
 
 import (
 	"context"
+	"errors"
 	"fmt"
 )
 
@@ -60,8 +61,11 @@ func borrow(ctx context.Context, cfg Config) (map[string]*socket, error) {
 	sctx, cancel := context.WithTimeout(ctx, cfg.StepTimeout)
 	defer cancel()
 	conn, err := dialOwner(sctx, cfg.Holder)
+	if errors.Is(err, ErrNoOwner) {
+		return nil, fmt.Errorf("%w: no live process listens on %s", ErrNoHolder, cfg.Holder)
+	}
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("holder: %w", err)
 	}
 	r := newReceiver(cfg, cfg.Holder, conn, intentBorrow)
 	defer r.link.close()
@@ -71,7 +75,7 @@ func borrow(ctx context.Context, cfg Config) (map[string]*socket, error) {
 	}
 	if err != nil {
 		r.discard()
-		return nil, err
+		return nil, fmt.Errorf("holder: %w", err)
 	}
 	for _, s := range r.sockets {
 		// The path is the holder's, and stays when we end.

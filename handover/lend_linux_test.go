@@ -126,7 +126,7 @@ func TestNobodyLends(t *testing.T) {
 		t.Fatal(err)
 	}
 	owner.Close()
-	if err := start(); !errors.Is(err, ErrNoOwner) || !strings.Contains(err.Error(), "holder") {
+	if err := start(); !errors.Is(err, ErrNoHolder) {
 		t.Fatal(err)
 	}
 	cfg.Holder = cfg.Socket

@@ -141,7 +141,7 @@ func coldStart(ctx context.Context, cfg Config, lockFD int) (*Generation, error)
 	if cfg.Holder != "" {
 		var err error
 		if borrowed, err = borrow(ctx, cfg); err != nil {
-			return nil, fmt.Errorf("holder: %w", err)
+			return nil, err
 		}
 	}
 	g := newGeneration(cfg, 1)

@@ -16,7 +16,7 @@ type Status struct {
 	Program     string         `json:"program"`
 	Build       string         `json:"build,omitempty"`
 	Revision    uint64         `json:"revision,omitempty"`
-	PID         int            `json:"pid"` // in the owner's own pid namespace
+	PID         int            `json:"pid"`                // in the owner's own pid namespace
 	PeerPID     int            `json:"peer_pid,omitempty"` // in the pid namespace of whoever asks; 0 if not visible there
 	Started     time.Time      `json:"started"`
 	Owner       time.Time      `json:"owner_since,omitzero"`
