@@ -96,7 +96,7 @@ func playSuccessor(p *peer, s *script) {
 		case 0, 1:
 			p.mutter(hello(intentTakeover))
 		case 2:
-			p.mutter(hello([]string{intentStatus, intentCommit, intentRollback, intentReport, "?"}[s.pick(5)]))
+			p.mutter(hello([]string{intentStatus, intentCommit, intentRollback, intentReport, "?", intentBorrow}[s.pick(6)]))
 		case 3, 4, 5:
 			for {
 				f := p.listenBriefly(20 * time.Millisecond)
@@ -173,8 +173,10 @@ func patientOwner(t testing.TB) (Config, *Generation, string) {
 	t.Helper()
 	cfg := testConfig(t)
 	cfg.StepTimeout, cfg.ReadyTimeout, cfg.AliveTimeout = 100*time.Millisecond, 100*time.Millisecond, 50*time.Millisecond
+	cfg.Lend = true
 	g, _, addr := owner(t, cfg)
 	cfg.StepTimeout = 20 * time.Second // of our own, when we take over
+	cfg.Lend = false
 	return cfg, g, addr
 }
 
