@@ -69,6 +69,7 @@ func (a *app) run(ctx context.Context, mode handover.Mode) error {
 	a.console.say("generation %d serves %s", a.gen.Number(), socketList(a.gen.Sockets()))
 	failure := a.await(sig)
 	a.drain()
+	a.park(sig)
 	if failure != nil {
 		return failure
 	}
@@ -114,12 +115,20 @@ func (a *app) takeOverOrStart(ctx context.Context, mode handover.Mode) (*handove
 		gen, err := handover.Start(ctx, cfg)
 		var refused *handover.RefusedError
 		left := time.Until(give)
-		if !errors.As(err, &refused) || !refused.Code.Temporary() || left <= 0 {
+		text := ""
+		switch {
+		case err == nil || left <= 0:
 			return gen, err
+		case errors.As(err, &refused) && refused.Code.Temporary():
+			text = refused.Message
+		case errors.Is(err, handover.ErrNoHolder):
+			text = "the holder is not there yet"
+		default:
+			return nil, err
 		}
-		a.log.Log(ctx, level, "the owner refuses for now", "error", err, "trying_for", left.Round(time.Millisecond))
+		a.log.Log(ctx, level, "not now", "error", err, "trying_for", left.Round(time.Millisecond))
 		level = slog.LevelDebug // once is enough
-		a.console.show(progress{subject: "wait", text: fmt.Sprintf("%s, trying for %v more", refused.Message, left.Round(time.Second))})
+		a.console.show(progress{subject: "wait", text: fmt.Sprintf("%s, trying for %v more", text, left.Round(time.Second))})
 		t := time.NewTimer(min(pause, left))
 		select {
 		case <-t.C:
@@ -193,11 +202,24 @@ func (a *app) drain() {
 	}
 }
 
+// park keeps this process, without sockets, until it is told to end: an engine
+// that restarts whatever exits would start the old version again, which would
+// take over back.
+func (a *app) park(sig *signals) {
+	cause := a.gen.Cause()
+	if a.opts.afterDrain.value != "park" || !errors.Is(cause, handover.ErrSuperseded) && !errors.Is(cause, handover.ErrRolledBack) {
+		return
+	}
+	a.log.Info("parked: SIGTERM ends this process", "cause", cause)
+	a.console.say("parked; SIGTERM ends this process")
+	<-sig.stop
+}
+
 // outcome is nil when this process has done what it was there for.
 func (a *app) outcome() error {
 	cause := a.gen.Cause()
 	if errors.Is(cause, handover.ErrSuperseded) || errors.Is(cause, handover.ErrStopRequested) {
-		return nil
+		return a.service.outcome()
 	}
 	return cause
 }

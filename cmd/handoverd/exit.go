@@ -53,7 +53,7 @@ func exitCode(err error) int {
 		return exitUsage
 	case errors.Is(err, handover.ErrRolledBack), errors.Is(err, handover.ErrRevoked):
 		return exitRolledBack
-	case errors.Is(err, handover.ErrNoOwner):
+	case errors.Is(err, handover.ErrNoOwner), errors.Is(err, handover.ErrNoHolder):
 		return exitNobody
 	case errors.Is(err, handover.ErrStuck):
 		return exitStuck
@@ -75,6 +75,8 @@ func describe(err error) string {
 		text = refused.Error() // at which step does not matter
 	case errors.Is(err, handover.ErrNoOwner):
 		text += "; start one with \"handoverd serve\", or name its socket with --socket"
+	case errors.Is(err, handover.ErrNoHolder):
+		text += "; start one with \"handoverd hold\", or give --wait"
 	case errors.Is(err, handover.ErrUnclaimed):
 		text += "; name each with --listen, or give --unclaimed close or keep"
 	case errors.Is(err, handover.ErrRolledBack), errors.Is(err, handover.ErrRevoked):

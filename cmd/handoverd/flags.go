@@ -37,9 +37,15 @@ type options struct {
 	tlsCert      string
 	tlsKey       string
 
-	holder string
-	holds  bool     // this process is a holder
-	argv   []string // the program that serves, with its arguments
+	holder     string
+	holds      bool // this process is a holder
+	fdStore    bool
+	afterDrain choice
+	argv       []string // the program that serves, with its arguments
+	ready      readiness
+	customs    customList
+	stopSignal signalFlag
+	restart    choice
 
 	orServe bool
 	wait    duration
@@ -58,6 +64,8 @@ func newOptions() *options {
 		probation:    duration(handover.DefaultProbation),
 		foreignNetns: choice{"refuse", []string{"refuse", "allow"}},
 		unclaimed:    choice{"close", []string{"close", "keep", "refuse"}},
+		afterDrain:   choice{"exit", []string{"exit", "park"}},
+		restart:      choice{"always", []string{"always", "on-failure", "never"}},
 		logFormat:    choice{"text", []string{"text", "json"}},
 		logLevel:     choice{"", []string{"debug", "info", "warn", "error"}},
 	}
@@ -82,17 +90,26 @@ func (o *options) addTakeover(f *pflag.FlagSet) {
 func (o *options) addServing(f *pflag.FlagSet) {
 	o.addSocket(f)
 	o.addTakeover(f)
-	f.Var(&o.drainTimeout, "drain-timeout", "how long a drain may take before what is left is closed; 0: no time at all")
+	o.addGeneration(f)
+	o.addProgram(f)
+	f.StringVar(&o.holder, "holder", "", "a first generation gets its sockets from the holder whose control socket is at `PATH`")
+	f.Var(&o.wait, "wait", "how long to try again while the owner is busy or not ready itself, or the holder is not there")
+	f.Var(&o.drainTimeout, "drain-timeout", "how long a drain may take before what is left is closed, or the program is killed; 0: no time at all")
 	f.Var(&o.killTimeout, "kill-timeout", "how long to wait then for handlers to return")
 	f.Var(&o.linger, "linger", "how long an idle connection stays open during a drain, to be used once more (default: as long as the drain may take)")
 	f.BoolVar(&o.noMigrate, "no-migrate", false, "drain idle connections where they are, instead of moving them alive to the successor, or from the predecessor")
-	f.Var(&o.readyTimeout, "ready-timeout", "how long a successor of this process may take to be ready")
-	f.Var(&o.probation, "probation", "how long after a takeover the predecessor stands by to take the sockets back; 0: not at all")
-	f.StringVar(&o.receipt, "receipt", "", "write a record of the takeover, as JSON, to `FILE`")
 	f.StringVar(&o.root, "root", "", "serve the files below `DIR` instead of the built-in site")
 	f.StringVar(&o.proxy, "proxy", "", "pass requests on to `URL` instead of serving the built-in site")
 	f.StringVar(&o.tlsCert, "tls-cert", "", "`FILE` with the certificate chain, for TLS on all stream listeners")
 	f.StringVar(&o.tlsKey, "tls-key", "", "`FILE` with the key of the certificate")
+}
+
+// addGeneration registers what everybody shares who may own sockets.
+func (o *options) addGeneration(f *pflag.FlagSet) {
+	f.Var(&o.readyTimeout, "ready-timeout", "how long a successor of this process, or its own program, may take to be ready")
+	f.Var(&o.probation, "probation", "how long after a takeover the predecessor stands by to take the sockets back; 0: not at all")
+	f.Var(&o.afterDrain, "after-drain", "what to do when a successor has taken over and the drain is done: exit, or park without sockets until SIGTERM, for engines that restart whatever exits")
+	f.StringVar(&o.receipt, "receipt", "", "write a record of the takeover, as JSON, to `FILE`")
 	f.Var(&o.logFormat, "log-format", "text or json")
 	f.Var(&o.logLevel, "log-level", "debug, info, warn or error (default info, on a terminal warn)")
 }
@@ -158,6 +175,9 @@ func (o *options) finish(cmd *cobra.Command) error {
 	if err := nameListeners(o.listen.specs); err != nil {
 		return err
 	}
+	if err := o.checkProgram(cmd.Flags()); err != nil {
+		return err
+	}
 	switch {
 	case o.socket == "":
 		return usagef("--socket: no path given")
@@ -167,6 +187,9 @@ func (o *options) finish(cmd *cobra.Command) error {
 		return usagef("--tls-cert and --tls-key belong together: give both, or none")
 	}
 	for _, l := range o.listen.specs {
+		if !o.moves() {
+			break // whatever it is can be held, or inherited by a program
+		}
 		if err := o.mayServe(l.name, l.network); err != nil {
 			return err
 		}

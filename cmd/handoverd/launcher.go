@@ -8,7 +8,10 @@ import (
 	"strings"
 	"sync"
 
+	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
+
+	"github.com/handoverd/handoverd/internal/child"
 )
 
 // launcher starts successors, one at a time.
@@ -23,19 +26,29 @@ type launcher struct {
 
 // newLauncher notes how this process was started, so that a successor can be
 // started the same way.
-func newLauncher(argv []string, flags *pflag.FlagSet) (*launcher, error) {
+func newLauncher(argv []string, cmd *cobra.Command, program []string) (*launcher, error) {
 	dir, err := os.Getwd()
 	if err != nil && !filepath.IsAbs(argv[0]) {
 		return nil, fmt.Errorf("working directory: %w", err)
 	}
-	return &launcher{program: argv[0], dir: dir, args: successorArgs(flags)}, nil
+	args := successorArgs(cmd)
+	if len(program) > 0 {
+		args = append(append(args, "--"), program...)
+	}
+	return &launcher{program: argv[0], dir: dir, args: args}, nil
 }
 
 // successorArgs is the command line of a successor with the same flags.
 // Those that came from the environment come from there again.
-func successorArgs(flags *pflag.FlagSet) []string {
+func successorArgs(cmd *cobra.Command) []string {
 	args := []string{"takeover"}
-	flags.Visit(func(f *pflag.Flag) {
+	if cmd.Name() == "hold" {
+		args = []string{"hold", "--takeover"}
+	}
+	cmd.Flags().Visit(func(f *pflag.Flag) {
+		if f.Name == "takeover" {
+			return
+		}
 		values := []string{f.Value.String()}
 		if r, ok := f.Value.(repeatable); ok {
 			values = r.list()
@@ -75,13 +88,22 @@ func (l *launcher) start(ended func(pid int, err error)) (pid int, err error) {
 		Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr,
 		SysProcAttr: ownSession(),
 	}
-	if err := cmd.Start(); err != nil {
+	release, err := child.Own(func() (int, error) {
+		if err := cmd.Start(); err != nil {
+			return 0, err
+		}
+		return cmd.Process.Pid, nil
+	})
+	if err != nil {
 		return 0, err
 	}
 	l.running = cmd.Process.Pid
 	// Nobody waits for this goroutine: it lives as long as the successor,
 	// which is to outlive this process.
-	go l.reap(cmd, ended)
+	go func() {
+		defer release()
+		l.reap(cmd, ended)
+	}()
 	return l.running, nil
 }
 

@@ -5,12 +5,17 @@ import (
 	"fmt"
 	"io"
 	"os"
+
+	"github.com/handoverd/handoverd/internal/child"
 )
 
 // version is set by the linker: -ldflags "-X main.version=v1.2.3".
 var version string
 
-func main() { os.Exit(run(os.Args, os.Stdout, os.Stderr)) }
+func main() {
+	child.Shim() // a process that is to become the program does not return
+	os.Exit(run(os.Args, os.Stdout, os.Stderr))
+}
 
 // run runs the command line args and gives the exit code.
 func run(args []string, stdout, stderr io.Writer) int {

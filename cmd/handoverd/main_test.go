@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/handoverd/handoverd/handover"
+	"github.com/handoverd/handoverd/internal/child"
 	"github.com/handoverd/handoverd/internal/leak"
 	"github.com/handoverd/handoverd/internal/site"
 )
@@ -29,6 +30,10 @@ const asProgram = "HANDOVERD_TEST_AS_PROGRAM"
 const patience = 30 * time.Second
 
 func TestMain(m *testing.M) {
+	child.Shim()
+	if len(os.Args) > 2 && os.Args[1] == testProgram {
+		programMain(os.Args[2:])
+	}
 	if os.Getenv(asProgram) != "" {
 		main()
 	}

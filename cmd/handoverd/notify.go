@@ -38,3 +38,14 @@ func (n *notifier) stopping() { n.send(daemon.SdNotifyStopping, "STATUS=stopping
 func (n *notifier) reloading() {
 	n.send(daemon.SdNotifyReloading, strings.TrimSpace(daemon.SdNotifyMonotonicUsec()), "STATUS=a successor starts")
 }
+
+// store has the service manager keep a copy of a socket under its name, for the
+// next start: FDSTORE=1 in sd_pid_notify_with_fds(3).
+func (n *notifier) store(name string, s filer) error {
+	f, err := s.File()
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	return sendWithFile("FDSTORE=1\nFDNAME="+name, f)
+}

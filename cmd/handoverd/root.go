@@ -35,6 +35,7 @@ one for a moment, finishes its own requests and ends.`,
 	})
 	root.AddCommand(
 		newServe(args), newTakeover(args),
+		newHold(args), newHealth(),
 		newStatus(), newStop(), newCommit(), newRollback(), newCheck(),
 		newVersion(),
 	)
@@ -58,13 +59,22 @@ func noCommand(cmd *cobra.Command, args []string) error {
 	return usagef("no command given")
 }
 
+// onlyProgram is for commands that run another program, if one follows "--".
+func onlyProgram(cmd *cobra.Command, args []string) error {
+	if len(args) == 0 && cmd.ArgsLenAtDash() == 0 {
+		return usagef("no program follows --: name one, or leave -- out to serve the built-in site")
+	}
+	if len(args) > 0 && cmd.ArgsLenAtDash() != 0 {
+		return usagef("%s takes no arguments but a program after --, and got %q; see %q", cmd.CommandPath(), args[0], cmd.CommandPath()+" --help")
+	}
+	return nil
+}
+
 // noArguments is for commands that take flags only.
 func noArguments(cmd *cobra.Command, args []string) error {
 	switch {
 	case len(args) == 0:
 		return nil
-	case cmd.ArgsLenAtDash() == 0:
-		return usagef("running another program (-- %s) is not supported yet: leave it out to serve the built-in site, or use --root or --proxy", args[0])
 	}
 	return usagef("%s takes no arguments, only flags, but got %q; see %q", cmd.CommandPath(), args[0], cmd.CommandPath()+" --help")
 }

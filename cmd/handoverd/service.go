@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
+	"os"
 
 	"github.com/handoverd/handoverd/handover"
 )
@@ -25,6 +27,8 @@ type service interface {
 	owned()
 	// drain finishes what is open, and reports.
 	drain(ctx context.Context) report
+	// outcome is what to end with after a drain, if not with what has led to it.
+	outcome() error
 	// stats tells of connections, at any time.
 	stats() handover.Stats
 	// close releases everything.
@@ -58,24 +62,57 @@ func (a *app) fail(err error) {
 }
 
 // holding is the service of a holder: it only keeps its sockets, for others.
-type holding struct{ a *app }
+type holding struct {
+	a       *app
+	sockets []filer
+	names   []string
+}
+
+// A filer is a socket of which there can be duplicates.
+type filer interface{ File() (*os.File, error) }
 
 func (*holding) check(string, string) error    { return nil }
 func (*holding) begin() error                  { return nil }
 func (*holding) prepare(context.Context) error { return nil }
 func (*holding) abandon()                      {}
-func (*holding) owned()                        {}
 func (*holding) close()                        {}
+func (*holding) outcome() error                { return nil }
 func (*holding) stats() handover.Stats         { return handover.Stats{} }
 
 func (h *holding) take(l listenSpec, packet bool) error {
-	var err error
-	if packet {
-		_, err = h.a.gen.ListenPacket(l.name, l.network, l.address)
-	} else {
-		_, err = h.a.gen.Listen(l.name, l.network, l.address)
+	s, _, err := h.a.claim(l, packet)
+	if err == nil {
+		h.sockets, h.names = append(h.sockets, s), append(h.names, l.name)
 	}
-	return listenError(l, err)
+	return err
+}
+
+// owned keeps copies in the service manager, if it is to.
+func (h *holding) owned() {
+	if !h.a.opts.fdStore {
+		return
+	}
+	for i, s := range h.sockets {
+		if err := h.a.notify.store(h.names[i], s); err != nil {
+			h.a.log.Warn("socket not kept by the service manager", "name", h.names[i], "error", err)
+		}
+	}
+}
+
+// claim gets a socket that nobody accepts from here.
+func (a *app) claim(l listenSpec, packet bool) (filer, net.Addr, error) {
+	if packet {
+		pc, err := a.gen.ListenPacket(l.name, l.network, l.address)
+		if err != nil {
+			return nil, nil, listenError(l, err)
+		}
+		return pc.(filer), pc.LocalAddr(), nil
+	}
+	ln, err := a.gen.Listen(l.name, l.network, l.address)
+	if err != nil {
+		return nil, nil, listenError(l, err)
+	}
+	return ln.(filer), ln.Addr(), nil
 }
 
 func (*holding) drain(context.Context) report { return held{} }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"os"
 	"os/signal"
+	"slices"
 	"sync"
 	"syscall"
 )
@@ -11,6 +12,7 @@ import (
 // signals turns signals into channels.
 type signals struct {
 	a       *app
+	program *program // that gets signals passed on, or nil
 	in      chan os.Signal
 	quit    chan struct{}
 	done    sync.WaitGroup
@@ -25,6 +27,10 @@ func (a *app) catchSignals() *signals {
 		stop: make(chan struct{}), upgrade: make(chan struct{}, 1),
 	}
 	signal.Notify(s.in, append([]os.Signal{os.Interrupt, syscall.SIGTERM}, platformSignals()...)...)
+	if p, ok := a.service.(*program); ok {
+		s.program = p
+		signal.Notify(s.in, programSignals()...)
+	}
 	s.done.Go(s.run)
 	return s
 }
@@ -39,6 +45,8 @@ func (s *signals) run() {
 			switch {
 			case isBrokenPipe(sig):
 				// A log that nobody reads is no reason to end.
+			case s.program != nil && slices.Contains(programSignals(), sig):
+				s.program.signal(sig.(syscall.Signal))
 			case isUpgrade(sig):
 				select {
 				case s.upgrade <- struct{}{}:

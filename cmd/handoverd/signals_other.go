@@ -15,3 +15,5 @@ func isUpgrade(os.Signal) bool { return false }
 func isBrokenPipe(os.Signal) bool { return false }
 
 func ownSession() *syscall.SysProcAttr { return nil }
+
+func programSignals() []os.Signal { return nil }

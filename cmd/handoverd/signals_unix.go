@@ -11,6 +11,11 @@ import (
 // than ignored, since a successor would inherit that.
 func platformSignals() []os.Signal { return []os.Signal{syscall.SIGUSR2, syscall.SIGPIPE} }
 
+// programSignals are passed on to the program.
+func programSignals() []os.Signal {
+	return []os.Signal{syscall.SIGHUP, syscall.SIGUSR1, syscall.SIGWINCH}
+}
+
 // isUpgrade tells whether sig asks for a successor.
 func isUpgrade(sig os.Signal) bool { return sig == syscall.SIGUSR2 }
 

@@ -211,6 +211,9 @@ func reportText(report json.RawMessage) string {
 	if len(report) == 0 || string(report) == "null" {
 		return "drained"
 	}
+	if text := programReportText(report); text != "" {
+		return text
+	}
 	var r server.Report
 	if json.Unmarshal(report, &r) == nil && r != (server.Report{}) {
 		return r.String()

@@ -133,6 +133,8 @@ func (w *web) drain(ctx context.Context) report {
 	return w.srv.Stop(ctx)
 }
 
+func (w *web) outcome() error { return nil }
+
 // close is called when the listeners are closed, which ends what serves them.
 func (w *web) close() {
 	w.serving.Wait()
