@@ -10,6 +10,11 @@ func (g *Generation) tellStatus(l *link) error {
 	if err := g.do(func() { st = g.status() }); err != nil {
 		return err
 	}
+	all := make([]Socket, 0, len(st.Sockets))
+	for _, s := range st.Sockets {
+		all = append(all, s.Socket)
+	}
+	st.Namespace = g.namespace(all)
 	ctx, cancel := context.WithTimeout(g.ctx, g.cfg.StepTimeout)
 	defer cancel()
 	for pages := st.pages(); len(pages) > 0; pages = pages[1:] {

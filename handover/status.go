@@ -10,23 +10,24 @@ import (
 
 // Status is an owner's account of itself and of the generations around it.
 type Status struct {
-	Protocol    int            `json:"protocol"`
-	Generation  uint64         `json:"generation"`
-	Phase       Phase          `json:"phase"`
-	Program     string         `json:"program"`
-	Build       string         `json:"build,omitempty"`
-	Revision    uint64         `json:"revision,omitempty"`
-	PID         int            `json:"pid"`                // in the owner's own pid namespace
-	PeerPID     int            `json:"peer_pid,omitempty"` // in the pid namespace of whoever asks; 0 if not visible there
-	Started     time.Time      `json:"started"`
-	Owner       time.Time      `json:"owner_since,omitzero"`
-	Probation   time.Duration  `json:"probation_left_ns,omitempty"`
-	Stats       Stats          `json:"stats"`
-	Sockets     []SocketStatus `json:"sockets"`
-	Unclaimed   []Socket       `json:"unclaimed,omitempty"` // what this generation closed at its takeover
-	Successor   *PeerStatus    `json:"successor,omitempty"`
-	Draining    []PeerStatus   `json:"draining,omitempty"` // earlier generations that still drain
-	LastFailure string         `json:"last_failure,omitempty"`
+	Protocol    int             `json:"protocol"`
+	Generation  uint64          `json:"generation"`
+	Phase       Phase           `json:"phase"`
+	Program     string          `json:"program"`
+	Build       string          `json:"build,omitempty"`
+	Revision    uint64          `json:"revision,omitempty"`
+	PID         int             `json:"pid"`                // in the owner's own pid namespace
+	PeerPID     int             `json:"peer_pid,omitempty"` // in the pid namespace of whoever asks; 0 if not visible there
+	Started     time.Time       `json:"started"`
+	Owner       time.Time       `json:"owner_since,omitzero"`
+	Probation   time.Duration   `json:"probation_left_ns,omitempty"`
+	Stats       Stats           `json:"stats"`
+	Namespace   NamespaceStatus `json:"namespace,omitzero"`
+	Sockets     []SocketStatus  `json:"sockets"`
+	Unclaimed   []Socket        `json:"unclaimed,omitempty"` // what this generation closed at its takeover
+	Successor   *PeerStatus     `json:"successor,omitempty"`
+	Draining    []PeerStatus    `json:"draining,omitempty"` // earlier generations that still drain
+	LastFailure string          `json:"last_failure,omitempty"`
 }
 
 // Socket names a descriptor of the set.

@@ -292,7 +292,7 @@ func (r *receiver) keep(it item, info sockInfo, fd int) error {
 			return err
 		}
 		if isBoundToNetns(it) && s.Netns != r.netns && !r.cfg.ForeignNetns {
-			return foreignError(s)
+			return foreignError(s, r.netnsFD())
 		}
 	}
 	r.sockets[it.Name] = s
@@ -300,6 +300,15 @@ func (r *receiver) keep(it item, info sockInfo, fd int) error {
 		r.conversions.todo <- s // has room for all
 	}
 	return nil
+}
+
+// netnsFD is the descriptor of the set's network namespace, or -1. It comes
+// before the sockets.
+func (r *receiver) netnsFD() int {
+	if ns := r.reserved[kindNetns]; ns != nil {
+		return ns.fd
+	}
+	return -1
 }
 
 // checkPath compares the address of a Unix socket with what the kernel says:
@@ -319,11 +328,6 @@ func (s *socket) checkPath() error {
 // namespace that it was made in. Unix sockets with a path are not.
 func isBoundToNetns(it item) bool {
 	return it.Kind != KindFile && !isUnixPath(it.Network, it.Address)
-}
-
-func foreignError(s *socket) error {
-	return fmt.Errorf("%w: %s %s (%s) lives in the owner's namespace and goes silent when that one's container is removed; run both versions with --network host, or with --network container:NAME of a third container that stays, or let a holder own the sockets (ForeignNetns, --foreign-netns=allow, takes them all the same)",
-		ErrForeignNetns, s.Network, s.Address, s.Name)
 }
 
 // generation makes a generation of what was received.

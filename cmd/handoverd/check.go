@@ -220,12 +220,16 @@ func (p *preflight) namespace(st *handover.Status) {
 		foreign = append(foreign, s.Name)
 	}
 	switch {
+	case len(foreign) == 0 && len(st.Namespace.Silent) > 0:
+		p.warn(check, "device gone: no client reaches %s, since no network device that is up has its address: a takeover does not change that", strings.Join(st.Namespace.Silent, ", "))
 	case len(foreign) == 0:
 		p.ok(check, "the sockets are in the network namespace of this process")
+	case len(st.Namespace.Silent) > 0 && p.o.foreignNetns.value != "allow":
+		p.fail(exitRefused, check, "foreign and dead: %s: of another network namespace, which has lost its network device, so that no client reaches them: stop the owner and start afresh here", strings.Join(foreign, ", "))
 	case p.o.foreignNetns.value == "allow":
 		p.warn(check, "%s: of another network namespace; they go silent when that is removed", strings.Join(foreign, ", "))
 	default:
-		p.fail(exitRefused, check, "%s: of another network namespace, where they go silent when its container is removed: run both with --network host, or with --network container:NAME of a third container that stays, or give --foreign-netns allow", strings.Join(foreign, ", "))
+		p.fail(exitRefused, check, "foreign: %s: of another network namespace, where they go silent when its container is removed: run both with --network host, or with --network container:NAME of a third container that stays, or give --foreign-netns allow", strings.Join(foreign, ", "))
 	}
 }
 

@@ -26,6 +26,9 @@ func writeStatus(w io.Writer, st *handover.Status, now time.Time) error {
 		line("Revision", "%d", st.Revision)
 	}
 	line("Process", "pid %d, up %s%s", st.PID, age(now.Sub(st.Started)), ownerText(st, now))
+	if text := namespaceText(st.Namespace); text != "" {
+		line("Namespace", "%s", text)
+	}
 	line("Connections", "%s", connectionText(st.Stats)+oldestText(st.Stats))
 	if s := st.Successor; s != nil {
 		line("Successor", "generation %d prepares: %s, pid %d", s.Generation, strings.TrimSpace(s.Program+" "+s.Build), s.PID)
@@ -56,6 +59,20 @@ func phaseText(st *handover.Status) string {
 		return "owner, a successor prepares"
 	}
 	return st.Phase.String()
+}
+
+// namespaceText says what is wrong with the network namespace of the sockets.
+func namespaceText(n handover.NamespaceStatus) string {
+	names := strings.Join(n.Silent, ", ")
+	switch n.Verdict {
+	case handover.NetnsForeign:
+		return "foreign: the sockets go silent when the container that they were made in is removed"
+	case handover.NetnsForeignDead:
+		return "foreign and dead: no client reaches " + names + ", since the network device there is gone; start afresh"
+	case handover.NetnsDeviceGone:
+		return "device gone: no client reaches " + names + ", since no network device that is up has its address"
+	}
+	return ""
 }
 
 func ownerText(st *handover.Status, now time.Time) string {

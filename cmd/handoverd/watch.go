@@ -167,6 +167,10 @@ func (w *watcher) owns(main bool) {
 		w.a.console.say("took over %s", receiptText(r))
 	}
 	w.a.receipt.write()
+	if text := namespaceText(w.a.gen.Namespace()); text != "" {
+		w.a.log.Warn("network namespace", "verdict", text)
+		w.a.console.say("network namespace %s", text)
+	}
 }
 
 func (w *watcher) statusLine() string {
