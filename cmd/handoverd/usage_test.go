@@ -20,7 +20,6 @@ func TestUsageErrors(t *testing.T) {
 	}{
 		{"unknown flag", []string{"serve", "--nope"}},
 		{"no arguments", []string{"serve", "x"}},
-		{"not supported yet", []string{"serve", "--", "sleep", "1"}},
 		{"unknown network", []string{"serve", "--listen", "http://:1"}},
 		{"give the others one", []string{"serve", "--listen", "tcp://:1", "--listen", "tcp://:2"}},
 		{"is no duration", []string{"serve", "--drain-timeout", "soon"}},
