@@ -215,6 +215,7 @@ func TestProgramFlags(t *testing.T) {
 		{words("serve --env=what -- true"), "what"},
 		{words("status -- true"), "takes no arguments"},
 		{words("hold -- true"), "takes no arguments"},
+		{words("hold"), "nothing to hold"},
 	} {
 		b.wantRun(exitUsage, c.says, c.args...)
 	}

@@ -23,6 +23,8 @@ func (a *app) open(first bool) error {
 	switch {
 	case len(specs) > 0 && !first:
 		// What is not named is left to package handover: see --unclaimed.
+	case len(specs) == 0 && len(inherited) == 0 && a.opts.holds:
+		return usagef("--listen: nothing to hold: name the sockets to open")
 	case len(specs) == 0 && len(inherited) == 0 && first:
 		specs = []listenSpec{{name: defaultName, network: "tcp", address: ":8080"}}
 	case len(specs) == 0 && len(inherited) == 0:

@@ -41,7 +41,7 @@ func TestUsageErrors(t *testing.T) {
 	}{
 		{"did you mean status?", []string{"statsu"}},
 		{"no command given", nil},
-		{"unknown command", []string{"hold"}},
+		{"unknown command", []string{"xyzzy"}},
 	} {
 		stdout, stderr, code := b.runCommand(b.program(b.command("x").Path, c.args...))
 		if code != exitUsage || stdout != "" || !strings.Contains(stderr, c.says) {
