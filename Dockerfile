@@ -28,5 +28,7 @@ EXPOSE 8080
 # they may listen on ports below 1024 of the host.
 USER 65532:65532
 STOPSIGNAL SIGTERM
+# Healthy is whoever serves: not one that has drained and is parked.
+HEALTHCHECK --interval=10s --timeout=5s --start-period=5s CMD ["/handoverd", "health", "--serving"]
 ENTRYPOINT ["/handoverd"]
 CMD ["serve"]
