@@ -15,10 +15,11 @@ import (
 
 // link is one conversation on the control socket: frames over packets.
 type link struct {
-	conn *scm.Conn
-	room int // descriptors that a received frame may carry
-	buf  []byte
-	fds  []int
+	conn     *scm.Conn
+	protocol int // that was agreed on, at the owner
+	room     int // descriptors that a received frame may carry
+	buf      []byte
+	fds      []int
 
 	in     chan inbound // after startReader
 	inHand atomic.Bool  // a frame was received that nobody has taken

@@ -229,8 +229,9 @@ func (g *Generation) greet(l *link) (*frameHello, error) {
 	if !ok {
 		return nil, refusef(CodeProtocol, "the first frame is a hello, not %T", f)
 	}
-	for _, v := range hello.Protocols {
-		if slices.Contains(g.cfg.protocols, v) {
+	for _, v := range g.cfg.protocols { // best first
+		if slices.Contains(hello.Protocols, v) {
+			l.protocol = v
 			return hello, nil
 		}
 	}

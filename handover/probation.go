@@ -216,7 +216,8 @@ func (p *predecessor) lost(err error) {
 	if p.outcomeKnown() {
 		return
 	}
-	died := p.dies()
+	// One that talks nonsense lives: its death is not waited for.
+	died := gone(err) && p.dies()
 	if p.outcomeKnown() { // now
 		return
 	}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -170,6 +171,9 @@ func (r *receiver) hello(ctx context.Context) error {
 		case *frameWelcome:
 			if len(fds) > 1 {
 				return fmt.Errorf("%w: welcome with %d descriptors", errFrame, len(fds))
+			}
+			if !slices.Contains(r.cfg.protocols, f.Protocol) {
+				return fmt.Errorf("%w: the owner chose protocol %d, which was not offered", errFrame, f.Protocol)
 			}
 			r.welcome = *f
 			return nil

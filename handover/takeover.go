@@ -191,7 +191,7 @@ func (t *takeover) sendAll() error {
 	}
 	t.grace = g.cfg.AliveTimeout
 	welcome := frameWelcome{
-		Type: typeWelcome, Protocol: protocolVersions[0], Generation: g.number, Next: t.next, Attempt: t.before.attempt(), Count: len(t.items),
+		Type: typeWelcome, Protocol: t.link.protocol, Generation: g.number, Next: t.next, Attempt: t.before.attempt(), Count: len(t.items),
 		Program: g.cfg.Program, Build: g.cfg.Build, PID: os.Getpid(), Revision: g.cfg.Revision,
 		ReadyTimeout: millis(g.cfg.ReadyTimeout), Probation: millis(t.probation),
 		AliveEvery: millis(max(g.cfg.AliveTimeout/10, time.Millisecond)),

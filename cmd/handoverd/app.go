@@ -101,6 +101,8 @@ func (a *app) takeOverOrStart(ctx context.Context, mode handover.Mode) (*handove
 		ForeignNetns: a.opts.foreignNetns.value == "allow",
 		ReadyTimeout: time.Duration(a.opts.readyTimeout),
 		Probation:    a.opts.probation.orNone(),
+		AliveTimeout: time.Duration(a.opts.aliveTimeout),
+		StepTimeout:  time.Duration(a.opts.stepTimeout),
 		Unclaimed:    a.opts.unclaimedPolicy(),
 		Record:       a.receipt != nil,
 		Stats:        a.service.stats,

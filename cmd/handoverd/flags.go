@@ -25,6 +25,8 @@ type options struct {
 	noMigrate    bool
 	readyTimeout duration
 	probation    duration
+	aliveTimeout duration
+	stepTimeout  duration
 	revision     uint64
 	force        bool
 	foreignNetns choice
@@ -62,6 +64,8 @@ func newOptions() *options {
 		killTimeout:  duration(time.Minute),
 		readyTimeout: duration(handover.DefaultReadyTimeout),
 		probation:    duration(handover.DefaultProbation),
+		aliveTimeout: duration(handover.DefaultAliveTimeout),
+		stepTimeout:  duration(handover.DefaultStepTimeout),
 		foreignNetns: choice{"refuse", []string{"refuse", "allow"}},
 		unclaimed:    choice{"close", []string{"close", "keep", "refuse"}},
 		afterDrain:   choice{"exit", []string{"exit", "park"}},
@@ -108,6 +112,8 @@ func (o *options) addServing(f *pflag.FlagSet) {
 func (o *options) addGeneration(f *pflag.FlagSet) {
 	f.Var(&o.readyTimeout, "ready-timeout", "how long a successor of this process, or its own program, may take to be ready")
 	f.Var(&o.probation, "probation", "how long after a takeover the predecessor stands by to take the sockets back; 0: not at all")
+	f.Var(&o.aliveTimeout, "alive-timeout", "how long a successor on probation may be silent before this process takes the sockets back")
+	f.Var(&o.stepTimeout, "step-timeout", "how long a step of a takeover may take for which the other side has to do nothing but answer")
 	f.Var(&o.afterDrain, "after-drain", "what to do when a successor has taken over and the drain is done: exit, or park without sockets until SIGTERM, for engines that restart whatever exits")
 	f.StringVar(&o.receipt, "receipt", "", "write a record of the takeover, as JSON, to `FILE`")
 	f.Var(&o.logFormat, "log-format", "text or json")
@@ -167,6 +173,9 @@ func fromEnvironment(flags *pflag.FlagSet) error {
 	return err
 }
 
+// shortest is the shortest timeout that package handover takes.
+const shortest = 10 * time.Millisecond
+
 // finish reads the environment and checks what single flags cannot.
 func (o *options) finish(cmd *cobra.Command) error {
 	if err := fromEnvironment(cmd.Flags()); err != nil {
@@ -185,6 +194,11 @@ func (o *options) finish(cmd *cobra.Command) error {
 		return usagef("--root and --proxy exclude each other: give one of them")
 	case (o.tlsCert == "") != (o.tlsKey == ""):
 		return usagef("--tls-cert and --tls-key belong together: give both, or none")
+	}
+	for name, d := range map[string]duration{"ready-timeout": o.readyTimeout, "alive-timeout": o.aliveTimeout, "step-timeout": o.stepTimeout} {
+		if time.Duration(d) < shortest {
+			return usagef("--%s of %v is too short: %v at least", name, time.Duration(d), shortest)
+		}
 	}
 	for _, l := range o.listen.specs {
 		if !o.moves() {

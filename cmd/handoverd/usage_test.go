@@ -25,6 +25,7 @@ func TestUsageErrors(t *testing.T) {
 		{"is no duration", []string{"serve", "--drain-timeout", "soon"}},
 		{"is negative", []string{"serve", "--probation=-1s"}},
 		{"not one of", []string{"serve", "--log-format", "xml"}},
+		{"too short", []string{"serve", "--alive-timeout=0"}},
 		{"is no uid", []string{"status", "--allow-uid", "me"}},
 		{"exclude each other", []string{"serve", "--root", "/", "--proxy", "http://x"}},
 		{"belong together", []string{"serve", "--tls-cert", "x"}},
