@@ -85,7 +85,7 @@ func (b *bench) serve(args ...string) *process {
 	if !strings.Contains(strings.Join(args, " "), "--listen") {
 		args = append(args, "--listen", b.listener())
 	}
-	p := launch(b.t, b.server, b.dir, b.command(append([]string{"serve"}, args...)...))
+	p := launch(b.t, b.server, b.dir, b.serving("serve", args...))
 	b.awaitOwner(1)
 	return p
 }
@@ -93,7 +93,13 @@ func (b *bench) serve(args ...string) *process {
 // takeover starts a successor and waits for nothing.
 func (b *bench) takeover(args ...string) *process {
 	b.t.Helper()
-	return launch(b.t, b.server, b.dir, b.command(append([]string{"takeover"}, args...)...))
+	return launch(b.t, b.server, b.dir, b.serving("takeover", args...))
+}
+
+// serving makes the command line of a process that serves. It cuts off no
+// connection that a test on a busy machine leaves alone for a while.
+func (b *bench) serving(command string, args ...string) *exec.Cmd {
+	return b.command(append([]string{command, "--drain-timeout=10m"}, args...)...)
 }
 
 // succeed has a new process take over, quickly, and waits until it owns the

@@ -1,7 +1,6 @@
 package e2e
 
 import (
-	"net/http"
 	"regexp"
 	"strconv"
 	"strings"
@@ -41,6 +40,9 @@ func hostNetwork(volume string, more ...string) []string {
 	return append([]string{"--network", "host", "--volume", volume + ":/run/handoverd"}, more...)
 }
 
+// machine is where the engine's containers with host networking are.
+var machine *host
+
 const (
 	loopback = "web=tcp://127.0.0.1:0"
 	// think leaves the engine time to work.
@@ -55,7 +57,7 @@ func takeOverInTurns(t *testing.T, e *engine, load *generator, blue *container, 
 	t.Helper()
 	for generation := uint64(2); generation <= uint64(n)+1; generation++ {
 		colour := []string{"blue", "green"}[(generation+1)%2] + strconv.FormatUint(generation, 10)
-		green := e.start(t, colour, options, "takeover", "--probation=200ms", "--drain-timeout=20s")
+		green := e.start(t, colour, options, "takeover", "--probation=200ms", "--drain-timeout=10m")
 		load.awaitMore(generation)
 		blue.wantCode("0")
 		// Each is number 1 in its own container; nothing may depend on that.
@@ -73,9 +75,9 @@ func takeOverInTurns(t *testing.T, e *engine, load *generator, blue *container, 
 func takeoversOfContainers(t *testing.T, e *engine, user string) {
 	options := hostNetwork(e.volume(t), "--user", user)
 	n := scale(4, 2)
-	blue := e.start(t, "blue", options, "serve", "--listen", loopback, "--drain-timeout=20s")
-	load := makeLoad(t, nil, loadSpec{Address: blue.address(), PostRatio: .5, Think: think, Workers: 16})
-	keepAlive := makeLoad(t, nil, loadSpec{Address: blue.address(), KeepAlive: true, Think: think, Workers: 32})
+	blue := e.start(t, "blue", options, "serve", "--listen", loopback, "--drain-timeout=10m")
+	load := makeLoad(t, machine, loadSpec{Address: blue.address(), PostRatio: .5, Think: think, Workers: 16})
+	keepAlive := makeLoad(t, machine, loadSpec{Address: blue.address(), KeepAlive: true, Think: think, Workers: 32})
 	last := takeOverInTurns(t, e, load, blue, n, options)
 	keepAlive.awaitMore(uint64(n) + 1)
 	load.wantPerfect(n + 1)
@@ -85,19 +87,18 @@ func takeoversOfContainers(t *testing.T, e *engine, user string) {
 	status := e.start(t, "status", options, "status")
 	status.wantCode("3") // nobody is left, and nothing in the way of a fresh start
 	again := e.start(t, "again", options, "serve", "--listen", loopback)
-	wantAnswer(t, http.DefaultClient, "http://"+again.address()+"/healthz", 1, "ok\n")
-	http.DefaultClient.CloseIdleConnections()
+	wantAnswer(t, machine.client(t, false), "http://"+again.address()+"/healthz", 1, "ok\n")
 }
 
 // A third container lends its network, with a published port: it stays when
 // blue is removed.
 func takeoversInSharedNetwork(t *testing.T, e *engine) {
-	network := e.start(t, "network", []string{"--publish", "127.0.0.1:" + freePort(t) + ":8080"}, "serve", "--listen", "idle=tcp://127.0.0.1:0")
+	network := e.startPublished(t, "network", nil, "serve", "--listen", "idle=tcp://127.0.0.1:0")
 	options := []string{"--network", "container:" + network.name, "--volume", e.volume(t) + ":/run/handoverd"}
-	blue := e.start(t, "blue", options, "serve", "--listen", "web=tcp://:8080", "--drain-timeout=20s")
+	blue := e.start(t, "blue", options, "serve", "--listen", "web=tcp://:8080", "--drain-timeout=10m")
 	blue.awaitLog("msg=serving ")
 	n := scale(3, 2)
-	load := makeLoad(t, nil, loadSpec{Address: network.published(), Think: think, Workers: 16})
+	load := makeLoad(t, machine, loadSpec{Address: network.published(), Think: think, Workers: 16})
 	takeOverInTurns(t, e, load, blue, n, options)
 	load.wantPerfect(n + 1)
 }
@@ -106,9 +107,9 @@ func takeoversInSharedNetwork(t *testing.T, e *engine) {
 // listener of another one goes silent when that is removed.
 func refusedOnBridge(t *testing.T, e *engine) {
 	options := []string{"--volume", e.volume(t) + ":/run/handoverd"}
-	blue := e.start(t, "blue", append(options, "--publish", "127.0.0.1:0:8080"), "serve", "--listen", "web=tcp://:8080")
+	blue := e.startPublished(t, "blue", options, "serve", "--listen", "web=tcp://:8080")
 	blue.awaitLog("msg=serving ")
-	load := makeLoad(t, nil, loadSpec{Address: blue.published(), Think: think, Workers: 16})
+	load := makeLoad(t, machine, loadSpec{Address: blue.published(), Think: think, Workers: 16})
 	for _, command := range []string{"takeover", "check"} {
 		green := e.start(t, command, options, command)
 		green.wantCode("4")
@@ -125,9 +126,9 @@ func refusedOnBridge(t *testing.T, e *engine) {
 
 func greenKilledInProbation(t *testing.T, e *engine) {
 	options := hostNetwork(e.volume(t))
-	blue := e.start(t, "blue", options, "serve", "--listen", loopback, "--drain-timeout=20s")
-	load := makeLoad(t, nil, loadSpec{Address: blue.address(), Workers: 16})
-	green := e.start(t, "green", options, "takeover", "--probation=5m")
+	blue := e.start(t, "blue", options, "serve", "--listen", loopback, "--drain-timeout=10m")
+	load := makeLoad(t, machine, loadSpec{Address: blue.address(), Workers: 16})
+	green := e.start(t, "green", options, "takeover", "--probation=30m")
 	load.awaitAnswers("2", 100)
 	mustDocker(t, "kill", green.name)
 	green.wantCode("137")
@@ -158,8 +159,7 @@ func blueStartedAgain(t *testing.T, e *engine) {
 	if text := blue.logs(); !strings.Contains(text, "revision 1 is lower than the owner's 2") {
 		t.Errorf("no reason in\n%s", text)
 	}
-	wantAnswer(t, http.DefaultClient, url, 2, "ok\n")
-	http.DefaultClient.CloseIdleConnections()
+	wantAnswer(t, machine.client(t, false), url, 2, "ok\n")
 	green.wantRunning()
 }
 
@@ -172,7 +172,6 @@ func refusedOtherUser(t *testing.T, e *engine) {
 	if text := stranger.logs(); !strings.Contains(text, "permission denied") {
 		t.Errorf("no reason in\n%s", text)
 	}
-	wantAnswer(t, http.DefaultClient, url, 1, "ok\n")
-	http.DefaultClient.CloseIdleConnections()
+	wantAnswer(t, machine.client(t, false), url, 1, "ok\n")
 	blue.wantRunning()
 }

@@ -12,7 +12,7 @@ func TestTwoSuccessorsAtOnce(t *testing.T) {
 	b := newBench(t)
 	owner := b.serve()
 	load := makeLoad(t, b.client, loadSpec{Address: b.address("web"), Workers: 8})
-	winner, loser := b.takeover("--probation=1m"), b.takeover("--probation=1m")
+	winner, loser := b.takeover("--probation=30m"), b.takeover("--probation=30m")
 	select {
 	case <-loser.ended:
 	case <-winner.ended:
@@ -27,8 +27,9 @@ func TestTwoSuccessorsAtOnce(t *testing.T) {
 	}
 
 	// One that has time waits, and takes over when it can.
-	patient := b.takeover("--probation=100ms", "--wait=30s")
-	patient.awaitText("refuses for now")
+	patient := b.takeover("--probation=100ms", "--wait=10m")
+	patient.awaitText("refused (busy)")
+	load.awaitMore(2)
 	b.wantRun(4, "probation", "check")
 	b.wantRun(0, "committed", "commit")
 	b.awaitOwner(3)
@@ -53,7 +54,7 @@ func TestSuccessorWhileAnotherPrepares(t *testing.T) {
 func TestTwoFirstGenerationsAtOnce(t *testing.T) {
 	b := newBench(t)
 	start := func() *process {
-		return launch(t, b.server, b.dir, b.command("serve", "--listen", b.listener()))
+		return launch(t, b.server, b.dir, b.serving("serve", "--listen", b.listener()))
 	}
 	winner, loser := start(), start()
 	select {
@@ -75,7 +76,7 @@ func TestTwoFirstGenerationsAtOnce(t *testing.T) {
 // other one takes over from it.
 func TestTwoOrServeAtOnce(t *testing.T) {
 	b := newBench(t)
-	flags := []string{"--or-serve", "--wait=30s", "--probation=100ms", "--listen", b.listener()}
+	flags := []string{"--or-serve", "--wait=10m", "--probation=100ms", "--listen", b.listener()}
 	one, two := b.takeover(flags...), b.takeover(flags...)
 	b.awaitOwner(2)
 	b.wantGeneration(2)

@@ -63,9 +63,9 @@ func TestSuccessorThatCannotListen(t *testing.T) {
 // again.
 func TestSuccessorKilledInProbation(t *testing.T) {
 	b := newBench(t)
-	owner := b.serve("--drain-timeout=20s")
+	owner := b.serve()
 	load := makeLoad(t, b.client, loadSpec{Address: b.address("web")})
-	successor := b.takeover("--probation=1m")
+	successor := b.takeover("--probation=30m")
 	load.awaitAnswers("2", 100)
 	successor.kill()
 	b.awaitOwner(1)
@@ -85,7 +85,7 @@ func TestSuccessorKilledInProbation(t *testing.T) {
 func TestPredecessorKilledInProbation(t *testing.T) {
 	b := newBench(t)
 	owner := b.serve()
-	successor := b.takeover("--probation=1m")
+	successor := b.takeover("--probation=30m")
 	b.awaitPhase(2, handover.PhaseProbation)
 	owner.kill()
 	b.awaitOwner(2)

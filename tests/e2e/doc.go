@@ -6,6 +6,9 @@
 // answers only. What this machine lacks is named by the test that skips for
 // it; with CI=true that test fails instead.
 //
+// No time that something takes decides about a test. What happens at a random
+// moment can be had again with -seed; with -soak some tests go on for long.
+//
 // Nothing is left behind: a process started in a namespace dies with the
 // thread that holds the namespace, which dies with the test, and a namespace
 // that nobody holds takes its interfaces with it.

@@ -127,9 +127,37 @@ func (e *engine) start(t testing.TB, name string, options []string, args ...stri
 	t.Helper()
 	c := &container{t: t, name: e.unique + "-" + name, args: args}
 	t.Cleanup(c.tearDown)
-	run := append(append([]string{"run", "--detach", "--name", c.name}, options...), append([]string{e.image}, args...)...)
-	mustDocker(t, run...)
+	if err := c.run(e.image, options); err != nil {
+		t.Fatal(err)
+	}
 	return c
+}
+
+// startPublished is start with the container's port 8080 published on
+// loopback. Between the search for a free port and its use somebody else may
+// take it: then another one is tried.
+func (e *engine) startPublished(t testing.TB, name string, options []string, args ...string) *container {
+	t.Helper()
+	c := &container{t: t, name: e.unique + "-" + name, args: args}
+	t.Cleanup(c.tearDown)
+	for range 20 {
+		err := c.run(e.image, append(options[:len(options):len(options)], "--publish", "127.0.0.1:"+freePort(t)+":8080"))
+		if err == nil {
+			return c
+		}
+		if text := err.Error(); !strings.Contains(text, "already allocated") && !strings.Contains(text, "already in use") {
+			t.Fatal(err)
+		}
+		c.remove() // it has been created
+	}
+	t.Fatal("each port that was free was taken")
+	return nil
+}
+
+func (c *container) run(image string, options []string) error {
+	run := append([]string{"run", "--detach", "--name", c.name}, options...)
+	_, err := docker(append(append(run, image), c.args...)...)
+	return err
 }
 
 // freePort finds a port of loopback that is free and below those that the

@@ -35,7 +35,7 @@ func TestForeignNetworkNamespaceIsRefused(t *testing.T) {
 // that it adds is in the namespace of the others.
 func TestForeignNetworkNamespaceIsAllowed(t *testing.T) {
 	b := newBench(t)
-	owner := b.serve("--drain-timeout=20s")
+	owner := b.serve()
 	load := makeLoad(t, b.client, loadSpec{Address: b.address("web"), Workers: 8})
 	output, code := b.runOn(b.client, b.command("check", "--foreign-netns=allow"))
 	if code != 0 || !strings.Contains(output, "go silent") {

@@ -21,26 +21,29 @@ type host struct {
 	addr  string
 	ns    netns.NsHandle
 	calls chan func()
+	leave chan struct{} // closed when the test has ended
 	ended chan struct{}
 }
+
+var errHostEnded = errors.New("the test that made this host has ended")
 
 // newHost makes a namespace without any interface but loopback.
 func newHost(t testing.TB, addr string) *host {
 	t.Helper()
-	h := &host{addr: addr, calls: make(chan func()), ended: make(chan struct{})}
+	h := &host{addr: addr, calls: make(chan func()), leave: make(chan struct{}), ended: make(chan struct{})}
 	began := make(chan error)
 	go h.hold(began)
 	if err := <-began; err != nil {
 		lacking(t, "a network namespace is needed: %v (root or user namespaces make them)", err)
 	}
 	t.Cleanup(func() {
-		close(h.calls)
+		close(h.leave)
 		<-h.ended
 	})
 	return h
 }
 
-// hold keeps the namespace until calls is closed. The thread is never
+// hold keeps the namespace until leave is closed. The thread is never
 // unlocked, so it ends with its goroutine, and with it what it has started.
 func (h *host) hold(began chan<- error) {
 	defer close(h.ended)
@@ -52,19 +55,31 @@ func (h *host) hold(began chan<- error) {
 		err = h.raise("lo", "")
 	}
 	began <- err
-	for f := range h.calls {
-		f()
+	if err != nil {
+		return
+	}
+	for {
+		select {
+		case f := <-h.calls:
+			f()
+		case <-h.leave:
+			return
+		}
 	}
 }
 
-// do runs f on the host's thread. f must not wait for long.
-func (h *host) do(f func()) {
+// do runs f on the host's thread. f must not wait for long. It is an error
+// only if the host has ended, as it may have for a goroutine that outlives a
+// test that failed.
+func (h *host) do(f func()) error {
 	done := make(chan struct{})
-	h.calls <- func() {
-		defer close(done)
-		f()
+	select {
+	case h.calls <- func() { defer close(done); f() }:
+		<-done
+		return nil
+	case <-h.ended:
+		return errHostEnded
 	}
-	<-done
 }
 
 // raise gives an interface an address and switches it on. It runs on the
@@ -97,7 +112,9 @@ func (h *host) start(cmd *exec.Cmd) error {
 	}
 	cmd.SysProcAttr.Pdeathsig = syscall.SIGKILL
 	var err error
-	h.do(func() { err = cmd.Start() })
+	if e := h.do(func() { err = cmd.Start() }); e != nil {
+		return e
+	}
 	return err
 }
 
@@ -110,7 +127,9 @@ func (h *host) dial(network, address string) (net.Conn, error) {
 	}
 	var c net.Conn
 	var err error
-	h.do(func() { c, err = d.Dial(network, address) })
+	if e := h.do(func() { c, err = d.Dial(network, address) }); e != nil {
+		return nil, e
+	}
 	return c, err
 }
 
@@ -119,8 +138,8 @@ func (h *host) listen(t testing.TB) net.Listener {
 	t.Helper()
 	var ln net.Listener
 	var err error
-	h.do(func() { ln, err = net.Listen("tcp", net.JoinHostPort(h.addr, "0")) })
-	if err != nil {
+	e := h.do(func() { ln, err = net.Listen("tcp", net.JoinHostPort(h.addr, "0")) })
+	if err := errors.Join(e, err); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { ln.Close() })
@@ -136,7 +155,7 @@ func (h *host) client(t testing.TB, keepAlive bool) *http.Client {
 		},
 	}
 	t.Cleanup(tr.CloseIdleConnections)
-	return &http.Client{Transport: tr, Timeout: patience}
+	return &http.Client{Transport: tr, Timeout: 3 * patience} // bodies included
 }
 
 // newNetwork makes two hosts that reach each other over a pair of virtual

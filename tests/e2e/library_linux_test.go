@@ -50,7 +50,7 @@ func libraryMain() int {
 
 func (s librarySpec) run() (code int, err error) {
 	// Nothing lasts longer than the tests.
-	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Hour)
 	defer cancel()
 	gen, err := handover.Start(ctx, handover.Config{Socket: s.Socket, Probation: s.Probation})
 	if err != nil {

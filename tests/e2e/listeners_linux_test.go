@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"sync"
 	"testing"
 	"time"
 
@@ -33,6 +34,12 @@ func TestUDPAcrossTakeovers(t *testing.T) {
 		t.Fatal(err)
 	}
 	stop, ended := make(chan struct{}), make(chan struct{})
+	end := sync.OnceFunc(func() {
+		close(stop)
+		<-ended
+		c.Close()
+	})
+	t.Cleanup(end)
 	sent := 0
 	go func() {
 		defer close(ended)
@@ -63,9 +70,7 @@ func TestUDPAcrossTakeovers(t *testing.T) {
 		owner.wantCode(0)
 		owner = successor
 	}
-	close(stop)
-	<-ended
-	c.Close()
+	end()
 	t.Logf("%d packets sent and echoed over %d takeovers", sent, n)
 }
 

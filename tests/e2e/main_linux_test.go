@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"fmt"
+	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -20,8 +21,9 @@ const (
 	roleLoad    = "load"
 	roleLibrary = "library"
 
-	// patience bounds every single wait in these tests.
-	patience = 30 * time.Second
+	// patience bounds every single wait in these tests. It only ends what
+	// hangs: a machine that is busy with other things may take its time.
+	patience = time.Minute
 )
 
 // program is the handoverd under test. TestMain sets it before any test runs.
@@ -107,6 +109,26 @@ func scale(full, short int) int {
 		return short
 	}
 	return full
+}
+
+// rounds is scale, or what -soak says.
+func rounds(full, short int) int {
+	if *soakTakeovers > 0 {
+		return *soakTakeovers
+	}
+	return scale(full, short)
+}
+
+// chance is where a test takes its random numbers from. It prints how to have
+// the same ones again.
+func chance(t testing.TB) *rand.Rand {
+	t.Helper()
+	s := *seed
+	for s == 0 {
+		s = rand.Uint64()
+	}
+	t.Logf("-seed %d", s)
+	return rand.New(rand.NewPCG(s, 0))
 }
 
 // await polls until cond is true.

@@ -46,7 +46,7 @@ func TestIdleConnectionsMigrate(t *testing.T) {
 	b.awaitStatus("all are connected", func(st *handover.Status) bool { return total(st) == int64(n) })
 	for generation := uint64(2); generation <= 3; generation++ {
 		// Probation is over when commit says so: from then on they move.
-		successor := b.takeover("--probation=1m")
+		successor := b.takeover("--probation=30m")
 		b.awaitPhase(generation, handover.PhaseProbation)
 		st := b.awaitStatus("it answers", func(*handover.Status) bool { return true })
 		if got := total(st); got != 0 {

@@ -12,9 +12,9 @@ import (
 // undo says, that generation 1 serves again, and that nobody noticed.
 func wantBackAt1(t *testing.T, spec loadSpec, undo func(b *bench, successor *process)) {
 	b := newBench(t)
-	owner := b.serve("--drain-timeout=20s")
+	owner := b.serve()
 	spec.Address = b.address("web")
-	successor := b.takeover("--probation=1m", "--drain-timeout=20s")
+	successor := b.takeover("--probation=30m")
 	b.awaitPhase(2, handover.PhaseProbation)
 	load := makeLoad(t, b.client, spec)
 	load.awaitAnswers("2", 100)
@@ -47,9 +47,9 @@ func TestTermInProbation(t *testing.T) {
 // successor owns the sockets for good.
 func TestTermOfPredecessorInProbation(t *testing.T) {
 	b := newBench(t)
-	owner := b.serve("--drain-timeout=20s")
+	owner := b.serve()
 	load := makeLoad(t, b.client, loadSpec{Address: b.address("web")})
-	successor := b.takeover("--probation=1m")
+	successor := b.takeover("--probation=30m")
 	load.awaitAnswers("2", 1)
 	owner.signal(syscall.SIGTERM)
 	b.awaitOwner(2)
@@ -63,7 +63,7 @@ func TestCommit(t *testing.T) {
 	b := newBench(t)
 	owner := b.serve()
 	b.wantRun(0, "committed", "commit") // an owner for good stays that
-	successor := b.takeover("--probation=1m")
+	successor := b.takeover("--probation=30m")
 	b.awaitPhase(2, handover.PhaseProbation)
 	owner.wantAlive()
 	b.wantRun(0, "committed", "commit")
@@ -79,7 +79,7 @@ func TestCommit(t *testing.T) {
 func TestStopInProbation(t *testing.T) {
 	b := newBench(t)
 	owner := b.serve()
-	successor := b.takeover("--probation=1m")
+	successor := b.takeover("--probation=30m")
 	b.awaitPhase(2, handover.PhaseProbation)
 	b.wantRun(0, "stopped", "stop")
 	successor.wantCode(0)

@@ -33,7 +33,7 @@ func TestAcceptQueueIsServedBySuccessor(t *testing.T) {
 func TestAcceptQueueIsServedByPredecessor(t *testing.T) {
 	b := newBench(t)
 	owner := b.serve()
-	successor := b.library(idles, time.Minute)
+	successor := b.library(idles, 30*time.Minute)
 	successor.awaitText(saysReady)
 	b.awaitPhase(2, handover.PhaseProbation)
 	clients := fillQueue(b)
@@ -47,7 +47,7 @@ func TestAcceptQueueIsServedByPredecessor(t *testing.T) {
 func TestAcceptQueueIsServedAfterRollback(t *testing.T) {
 	b := newBench(t)
 	b.serve()
-	successor := b.library(idles, time.Minute)
+	successor := b.library(idles, 30*time.Minute)
 	successor.awaitText(saysReady)
 	clients := fillQueue(b)
 	b.wantRun(0, "rolled back", "rollback")

@@ -15,7 +15,7 @@ import (
 // SIGUSR2 has the owner start its own successor, with the same flags.
 func TestUpgradeBySignal(t *testing.T) {
 	b := newBench(t)
-	owner := b.serve("--probation=100ms", "--drain-timeout=20s")
+	owner := b.serve("--probation=100ms")
 	load := makeLoad(t, b.client, loadSpec{Address: b.address("web")})
 	owner.signal(syscall.SIGUSR2)
 	st := b.awaitOwner(2)
@@ -109,14 +109,8 @@ func TestStop(t *testing.T) {
 			}
 			owner.wantCode(0)
 			stopper.wantCode(0)
-			entries, err := os.ReadDir(b.dir)
-			if err != nil {
-				t.Fatal(err)
-			}
-			for _, e := range entries {
-				if !strings.HasPrefix(e.Name(), "log") {
-					t.Errorf("left behind: %s", e.Name())
-				}
+			if files := b.files(); len(files) != 0 {
+				t.Errorf("left behind: %v", files)
 			}
 			b.wantRun(3, "nobody to take over from", "status")
 		})

@@ -1,7 +1,7 @@
 package e2e
 
 import (
-	"errors"
+	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -17,12 +17,19 @@ func TestStatusThroughTakeovers(t *testing.T) {
 	n := uint64(scale(10, 4))
 	failed := make(chan error, 1)
 	go func() { failed <- succeedTimes(b, n) }()
+	heard := false
+	t.Cleanup(func() { // before the hosts end
+		if !heard {
+			<-failed
+		}
+	})
 	phases := map[string]int{}
 	var last uint64
 	answers := 0
 	for ended := false; !ended; answers++ {
 		select {
 		case err := <-failed:
+			heard = true
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -60,12 +67,13 @@ func succeedTimes(b *bench, n uint64) error {
 			return err
 		}
 		go cmd.Wait()
-		owns := false
-		for end := time.Now().Add(patience); !owns; time.Sleep(5 * time.Millisecond) {
+		for end := time.Now().Add(patience); ; time.Sleep(5 * time.Millisecond) {
 			st, err := b.operator().Status(b.t.Context())
-			owns = err == nil && st.Generation == generation && st.Phase == handover.PhaseOwner
-			if !owns && time.Now().After(end) {
-				return errors.New("a takeover did not succeed")
+			if err == nil && st.Generation == generation && st.Phase == handover.PhaseOwner {
+				break
+			}
+			if b.t.Context().Err() != nil || time.Now().After(end) {
+				return fmt.Errorf("no takeover by generation %d within %v: the status is %+v, error %v", generation, patience, st, err)
 			}
 		}
 	}
@@ -83,7 +91,7 @@ func TestStatusForPeople(t *testing.T) {
 			t.Errorf("no %q in\n%s", want, text)
 		}
 	}
-	b.takeover("--probation=1m", "--revision=4")
+	b.takeover("--probation=30m", "--revision=4")
 	b.awaitPhase(2, handover.PhaseProbation)
 	b.wantRun(0, "probation", "status")
 }

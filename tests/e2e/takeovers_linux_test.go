@@ -2,7 +2,6 @@ package e2e
 
 import (
 	"flag"
-	"net"
 	"net/http"
 	"testing"
 	"time"
@@ -11,15 +10,11 @@ import (
 )
 
 var (
-	soakTakeovers = flag.Int("soak", 0, "takeovers of each part of TestSoak, which is skipped if that is 0")
+	soakTakeovers = flag.Int("soak", 0, "takeovers of each part of TestSoak, which is skipped if that is 0, and of the other tests that can go on for long")
+	seed          = flag.Uint64("seed", 0, "of what tests do at random; 0: another one each time, which is printed")
 	soakRequests  = flag.Int64("soak-requests", 0, "requests of each part of TestSoak, at least")
 	soakWorkers   = flag.Int("soak-workers", 128, "clients of TestSoak")
 )
-
-// soakBound is for how long a part of TestSoak may make load.
-func soakBound() time.Duration {
-	return time.Duration(*soakTakeovers)*2*time.Second + time.Duration(*soakRequests)*time.Millisecond
-}
 
 // A loadCase is a kind of load.
 type loadCase struct {
@@ -67,7 +62,7 @@ func TestSoak(t *testing.T) {
 	for _, tt := range loadCases() {
 		t.Run(tt.name, func(t *testing.T) {
 			tt.takeovers = *soakTakeovers
-			tt.spec.Workers, tt.spec.Longest = *soakWorkers, soakBound()
+			tt.spec.Workers = *soakWorkers
 			newBench(t).underLoad(tt, *soakRequests)
 		})
 	}
@@ -87,7 +82,6 @@ func (b *bench) underLoad(tt loadCase, atLeast int64) {
 // before the next one takes over.
 func takeoversUnderLoad(b *bench, n int, atLeast int64, spec loadSpec, flags ...string) {
 	b.t.Helper()
-	flags = append(flags, "--drain-timeout=20s")
 	owner := b.serve(flags...)
 	if spec.Address == "" {
 		spec.Address = b.address("web")
@@ -116,12 +110,7 @@ func takeoversUnderLoad(b *bench, n int, atLeast int64, spec loadSpec, flags ...
 func TestNoRequestIsExecutedTwice(t *testing.T) {
 	b := newBench(t)
 	ledger := new(load.Ledger)
-	var ln net.Listener
-	var err error
-	b.server.do(func() { ln, err = net.Listen("tcp", net.JoinHostPort(b.server.addr, "0")) })
-	if err != nil {
-		t.Fatal(err)
-	}
+	ln := b.server.listen(t)
 	backend := &http.Server{Handler: ledger}
 	served := make(chan error, 1)
 	go func() { served <- backend.Serve(ln) }()
