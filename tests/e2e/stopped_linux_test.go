@@ -19,7 +19,7 @@ import (
 func TestStoppedInTakeover(t *testing.T) {
 	b := newBench(t)
 	random := chance(t)
-	s := &stops{b: b, random: random, owner: b.serve()}
+	s := &stops{b: b, random: random, owner: b.serve(usual...)}
 	load := makeLoad(t, b.client, loadSpec{Address: b.address("web"), PostRatio: .5, Workers: 32})
 	witness := b.watch(4)
 	n := rounds(20, 8)
@@ -39,6 +39,9 @@ func TestStoppedInTakeover(t *testing.T) {
 	t.Logf("%d takeovers: %d succeeded, %d did not, of these %d in probation; %d successors were killed, with %d requests, and %d of the witness; of %d requests %d were refused",
 		n, s.done, n-s.done, len(s.back), s.killed, failed, cut, res.Requests, res.Refused)
 }
+
+// usual are the timeouts that are the program's default.
+var usual = []string{"--alive-timeout=3s", "--step-timeout=5s"}
 
 // stops are takeovers in which processes are stopped.
 type stops struct {
@@ -60,7 +63,7 @@ func (s *stops) generation() uint64 {
 func (s *stops) round(i int) {
 	s.b.t.Helper()
 	before := s.generation()
-	successor := s.b.takeover("--probation=300ms")
+	successor := s.b.takeover(append([]string{"--probation=300ms"}, usual...)...)
 	stopped := [][]*process{{s.owner}, {successor}, {s.owner, successor}}[i%3]
 	// Mostly less than what the other side waits, sometimes more: a successor
 	// in probation may be silent for 3 s, and an owner may take 5 s to answer.
