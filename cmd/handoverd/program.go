@@ -101,7 +101,9 @@ func exitOf(r child.Report) int {
 func (p *program) drain(ctx context.Context) report {
 	p.stopping.Store(true)
 	r, err := p.running.Load().Stop(ctx)
-	<-p.watched
+	if err == nil { // else it never ends
+		<-p.watched
+	}
 	p.report = programReport{Killed: r.Killed, Took: r.Took}
 	switch {
 	case err != nil:

@@ -20,7 +20,10 @@ import (
 // Two programs listen at the same sockets during a takeover. Whose answer a
 // probe got is seen from who holds the other end of its connection.
 
-var errOtherAnswered = errors.New("another process answered")
+var (
+	errOtherAnswered = errors.New("another process answered")
+	errAnswerUnclear = errors.New("who answered cannot be told, since the connection was accepted late and closed at once")
+)
 
 type verdict int
 
@@ -35,21 +38,20 @@ const (
 // its connection. Some servers wait for the request (TCP_DEFER_ACCEPT).
 const acceptTime = 200 * time.Millisecond
 
-// awaitAcceptor waits until it is known who has accepted c. It fails only if
-// that is another process than pid and its descendants.
-func awaitAcceptor(ctx context.Context, c net.Conn, pid int) error {
+// awaitAcceptor waits until it is known who has accepted c, but not for ever:
+// then it is notAccepted. It fails if that is another process than pid and its
+// descendants.
+func awaitAcceptor(ctx context.Context, c net.Conn, pid int) (verdict, error) {
 	for end := time.Now().Add(acceptTime); ; {
-		switch acceptor(c, pid) {
-		case acceptedByOther:
-			return errOtherAnswered
-		case acceptedByProgram, acceptorUnknown:
-			return nil
+		v := acceptor(c, pid)
+		if v == acceptedByOther {
+			return v, errOtherAnswered
 		}
-		if time.Now().After(end) {
-			return nil
+		if v != notAccepted || time.Now().After(end) {
+			return v, nil
 		}
 		if err := pause(ctx, 5*time.Millisecond); err != nil {
-			return err
+			return v, err
 		}
 	}
 }

@@ -37,9 +37,10 @@
 // Its standard input is /dev/null. Its standard output is this process', or
 // [Config.Stdout], inherited as it is. Its standard error is a pipe that is
 // copied to [Config.Stderr], since a program that dies before it is ready has
-// to be quoted; everything that it and its descendants wrote is copied, also
-// after its death, and if whoever reads Config.Stderr is slow, then the
-// program waits in write(2), as it would without the pipe.
+// to be quoted. Everything that it and its group wrote until its end is copied;
+// if whoever reads Config.Stderr is slow, then the program waits in write(2),
+// as it would without the pipe, and its end waits too, unless nothing at all is
+// read for 5 s. What has left the group gets EPIPE after that end.
 // [Config.DirectStderr] passes the descriptor itself instead; then nothing is
 // quoted, and isatty(3) says what it says here.
 //
@@ -65,7 +66,9 @@
 // same sockets, which is so during every takeover, a probe through these
 // sockets may be answered by the predecessor's program. An HTTP probe looks who
 // holds the other end of the connection, where that can be told, and an answer
-// of another process of this machine does not count. A TCP probe proves nothing
+// of another process of this machine does not count, nor does one on a
+// connection that was accepted late and is closed before that could be seen:
+// the next attempt will tell. A TCP probe proves nothing
 // with an inherited listener, where the kernel itself completes the handshake;
 // it is for other ports of the program. What cannot be fooled is `notify`.
 //

@@ -80,7 +80,7 @@ func (e Event) attrs() (attrs []slog.Attr) {
 		attrs = append(attrs, slog.String("text", e.Text))
 	}
 	if e.Exit != nil {
-		attrs = append(attrs, slog.String("exit", e.Exit.String()))
+		attrs = append(attrs, slog.String("state", e.Exit.String()))
 	}
 	if e.Took != 0 {
 		attrs = append(attrs, slog.Duration("after", e.Took.Round(time.Millisecond)))

@@ -94,7 +94,8 @@ func probeHTTP(ctx context.Context, url string, pid int) error {
 	defer c.Close()
 	stop := context.AfterFunc(ctx, func() { c.SetDeadline(time.Unix(1, 0)) })
 	defer stop()
-	if err := awaitAcceptor(ctx, c, pid); err != nil {
+	who, err := awaitAcceptor(ctx, c, pid)
+	if err != nil {
 		return err
 	}
 	if err := req.Write(c); err != nil {
@@ -105,8 +106,14 @@ func probeHTTP(ctx context.Context, url string, pid int) error {
 		return fmt.Errorf("no answer: %w", err)
 	}
 	defer resp.Body.Close()
-	if acceptor(c, pid) == acceptedByOther {
+	if who == notAccepted { // when the request was sent
+		who = acceptor(c, pid)
+	}
+	switch who {
+	case acceptedByOther:
 		return errOtherAnswered
+	case notAccepted:
+		return errAnswerUnclear
 	}
 	if resp.StatusCode < 200 || resp.StatusCode > 399 {
 		return fmt.Errorf("answer: %s", resp.Status)

@@ -137,10 +137,10 @@ func splitWords(text string) (words []string, err error) {
 	var (
 		word  strings.Builder
 		in    bool // a word, maybe an empty one
-		quote rune // that is open, or 0
+		quote byte // that is open, or 0
 		taken bool // the character before was a backslash
 	)
-	for _, r := range text {
+	for _, r := range []byte(text) { // what is no UTF-8 passes unchanged
 		switch {
 		case r == 0:
 			return nil, errors.New("a zero byte")
@@ -148,14 +148,14 @@ func splitWords(text string) (words []string, err error) {
 			if quote == '"' && r != '"' && r != '\\' {
 				word.WriteByte('\\')
 			}
-			word.WriteRune(r)
+			word.WriteByte(r)
 			taken = false
 		case r == '\\' && quote != '\'':
 			taken, in = true, true
 		case r == quote:
 			quote = 0
 		case quote != 0:
-			word.WriteRune(r)
+			word.WriteByte(r)
 		case r == '"' || r == '\'':
 			quote, in = r, true
 		case r == ' ' || r == '\t' || r == '\n' || r == '\r':
@@ -165,7 +165,7 @@ func splitWords(text string) (words []string, err error) {
 				in = false
 			}
 		default:
-			word.WriteRune(r)
+			word.WriteByte(r)
 			in = true
 		}
 	}

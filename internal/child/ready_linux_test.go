@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -187,16 +188,17 @@ func TestTimeToGetReadyIsExtended(t *testing.T) {
 	leak.Check(t)
 	s := newStage(t)
 	c := s.config()
-	c.Ready, c.ReadyTimeout = mustReadiness(t, "notify"), 3*time.Second
+	c.Ready, c.ReadyTimeout = mustReadiness(t, "notify"), patience
 	p := start(t, c)
 	a := s.next()
-	a.do("notify %q", "EXTEND_TIMEOUT_USEC=60000000")
-	a.do("barrier")
-	// Later than it would have been too late.
-	select {
-	case <-time.After(time.Until(p.startedAt().Add(c.ReadyTimeout + 100*time.Millisecond))):
-	case <-p.late:
-		t.Fatal("too late")
+	for _, text := range []string{"7200000000", "1"} { // it is never made shorter
+		a.do("notify %q", "EXTEND_TIMEOUT_USEC="+text)
+		a.do("barrier")
+		p.call(func() {
+			if left := time.Until(p.readyTimer.at); left < time.Hour {
+				t.Errorf("%v left", left)
+			}
+		})
 	}
 	a.do("notify %q", "READY=1")
 	if err := p.Ready(ctxOf(t)); err != nil {
@@ -204,10 +206,27 @@ func TestTimeToGetReadyIsExtended(t *testing.T) {
 	}
 }
 
-func (p *Program) startedAt() time.Time {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.current.started
+func TestAlarm(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var a alarm
+		a.extend(time.Second) // is off
+		if a.c() != nil {
+			t.Error("an alarm that is off goes off")
+		}
+		begin := time.Now()
+		a.set(time.Second)
+		a.extend(time.Millisecond)
+		a.extend(time.Minute)
+		<-a.c()
+		if d := time.Since(begin); d != time.Minute {
+			t.Errorf("after %v", d)
+		}
+		a.set(time.Second)
+		a.clear()
+		if a.c() != nil {
+			t.Error("not cleared")
+		}
+	})
 }
 
 // whyNotReady is why the last probe failed.
@@ -224,9 +243,11 @@ func TestNotReadyInTime(t *testing.T) {
 	leak.Check(t)
 	s := newStage(t)
 	c := s.config()
-	c.Ready, c.ReadyTimeout = mustReadiness(t, "tcp://127.0.0.1:1"), 500*time.Millisecond
+	c.Ready = mustReadiness(t, "tcp://127.0.0.1:1")
 	p := start(t, c)
 	a := s.next()
+	eventually(t, "probed", func() bool { return whyNotReady(p) != nil })
+	p.call(func() { p.readyTimer.set(time.Millisecond) })
 	err := p.Ready(ctxOf(t))
 	if !errors.Is(err, ErrNotReady) || !errors.Is(err, unix.ECONNREFUSED) {
 		t.Errorf("%v, want %v, and why", err, ErrNotReady)
@@ -255,19 +276,20 @@ func TestReadyByHTTP(t *testing.T) {
 			socket := tcpSocket(t, "web")
 			c := s.config(socket)
 			c.Ready = mustReadiness(t, "http://"+socket.Address+"/health")
-			if !ready {
-				c.ReadyTimeout = 2 * time.Second
-			}
 			p := start(t, c)
 			s.next().do("http %d", status)
-			err := p.Ready(ctxOf(t))
-			switch {
-			case ready && err != nil:
-				t.Error(err)
-			case !ready && !errors.Is(err, ErrNotReady):
-				t.Errorf("%v, want %v", err, ErrNotReady)
-			case !ready && !strings.Contains(err.Error(), strconv.Itoa(status)):
-				t.Errorf("%v does not say that the answer was %d", err, status)
+			if ready {
+				if err := p.Ready(ctxOf(t)); err != nil {
+					t.Error(err)
+				}
+				return
+			}
+			eventually(t, "refused for that", func() bool {
+				why := whyNotReady(p)
+				return why != nil && strings.Contains(why.Error(), strconv.Itoa(status))
+			})
+			if p.wasReady() {
+				t.Error("ready")
 			}
 		})
 	}
@@ -310,7 +332,8 @@ func TestAnswerOfAnotherProcessDoesNotCount(t *testing.T) {
 			if p.wasReady() {
 				t.Error("ready, though another process answered")
 			}
-			if why := whyNotReady(p); !errors.Is(why, errOtherAnswered) {
+			// Unclear if it was slow to accept, and closed before it could be seen.
+			if why := whyNotReady(p); !errors.Is(why, errOtherAnswered) && !errors.Is(why, errAnswerUnclear) {
 				t.Errorf("the probe failed for another reason: %v", why)
 			}
 			a.do("http 200")
@@ -413,7 +436,7 @@ func TestCommandThatHangs(t *testing.T) {
 	s := newStage(t)
 	c := s.config()
 	c.Ready = mustReadiness(t, "exec=/proc/self/exe -probe")
-	c.Ready.ProbeTimeout = 300 * time.Millisecond
+	c.Ready.ProbeTimeout = 2 * time.Second
 	p := start(t, c)
 	var probes []*actor
 	for len(probes) < 2 {
@@ -442,6 +465,12 @@ func TestDeathBeforeReady(t *testing.T) {
 			s := newStage(t)
 			c := s.config()
 			c.Ready, c.ReadyTimeout = mustReadiness(t, "notify"), -1
+			null, err := os.OpenFile(os.DevNull, os.O_WRONLY, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer null.Close()
+			c.Stderr = null
 			p := start(t, c)
 			result := readied(t, p)
 			a := s.next()
@@ -449,7 +478,7 @@ func TestDeathBeforeReady(t *testing.T) {
 				a.do("say reason %d", i)
 			}
 			a.tell(test.command)
-			err := <-result
+			err = <-result
 			death, ok := errors.AsType[*DeathError](err)
 			if !ok {
 				t.Fatal(err)

@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"sync"
 	"syscall"
@@ -30,6 +31,12 @@ func initMain() int {
 	return 0
 }
 
+func init() {
+	if os.Getenv(modeEnv) == "init" {
+		runtime.LockOSThread() // the main thread's children are where orphans go
+	}
+}
+
 func initialize() error {
 	pid1 := os.Getpid() == 1
 	if pid1 { // with a /proc that shows this namespace
@@ -48,15 +55,22 @@ func initialize() error {
 	if _, err := StartReaper(false); err == nil {
 		return fmt.Errorf("a second reaper")
 	}
+	// One of our own that nobody waits for is in front of all others, and hides
+	// nobody.
+	hidden, release, err := ownChild()
+	if err != nil {
+		return err
+	}
+	for {
+		if _, state := statOf(hidden.Process.Pid); state == 'Z' {
+			break
+		}
+		time.Sleep(time.Millisecond)
+	}
 	p, err := Start(context.Background(), Config{
 		// Each in the background of a subshell that ends at once.
 		Argv: []string{"/bin/sh", "-c", fmt.Sprintf("i=0; while [ $i -lt %d ]; do (: &); i=$((i+1)); done; exit 7", orphans)},
 	})
-	if err != nil {
-		return err
-	}
-	// One of our own that nobody waits for hides nobody.
-	hidden, release, err := ownChild()
 	if err != nil {
 		return err
 	}

@@ -163,6 +163,27 @@ func TestBytesPassUnchanged(t *testing.T) {
 	await(t, "end", p.Done())
 }
 
+// The shim, which is a Go program, leaves no trace in what is inherited.
+func TestProgramInheritsWhatAnyChildDoes(t *testing.T) {
+	leak.Check(t)
+	const script = `grep -E '^(Sig(Blk|Ign|Cgt)|Cap|Seccomp:|Cpus_allowed:|NoNewPrivs|Threads)' /proc/self/status; ulimit -n -S; ulimit -n -H; umask; nice`
+	want, err := exec.Command("/bin/sh", "-c", script).Output()
+	if err != nil {
+		lack(t, "needs a shell: %v", err)
+	}
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	start(t, Config{Argv: []string{"sh", "-c", script}, Stdout: w})
+	w.Close()
+	got, err := io.ReadAll(r)
+	if err != nil || string(got) != string(want) || len(got) == 0 {
+		t.Errorf("%v\n%s\nwant\n%s", err, got, want)
+	}
+}
+
 func TestCustomsReachTheProgram(t *testing.T) {
 	leak.Check(t)
 	s := newStage(t)

@@ -6,6 +6,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -16,9 +17,13 @@ const (
 	tailLines = 5    // that are quoted
 	tailWidth = 300  // bytes of each
 
-	// flushTime is how long the end of a program waits for its last words to be
-	// written: whoever reads them may have stopped to.
-	flushTime = time.Second
+	// flushTime is how long the end of a program waits for a write of its last
+	// words: whoever reads them may have stopped to.
+	flushTime = 5 * time.Second
+
+	// drainBytes is more than a pipe can hold, unless root has changed it. What
+	// has left the group of a dead program could go on writing.
+	drainBytes = 1 << 20
 )
 
 // A tail copies what a program writes, and remembers the end of it.
@@ -26,6 +31,8 @@ type tail struct {
 	in   *os.File // the pipe
 	out  *os.File // borrowed
 	done chan struct{}
+
+	written atomic.Uint64 // bytes
 
 	mu   sync.Mutex
 	last []byte
@@ -75,7 +82,7 @@ func (t *tail) drain(b []byte) {
 		return
 	}
 	rc.Control(func(fd uintptr) {
-		for {
+		for left := drainBytes; left > 0; {
 			n, err := unix.Read(int(fd), b)
 			if err == unix.EINTR {
 				continue
@@ -84,6 +91,7 @@ func (t *tail) drain(b []byte) {
 				return
 			}
 			t.pass(b[:n])
+			left -= n
 		}
 	})
 }
@@ -99,6 +107,7 @@ func (t *tail) pass(b []byte) {
 	for len(b) > 0 {
 		n, err := t.out.Write(b)
 		b = b[n:]
+		t.written.Add(uint64(n))
 		if err != nil && !(errors.Is(err, unix.EAGAIN) && t.writable()) {
 			return
 		}
@@ -129,9 +138,18 @@ func (t *tail) finish() {
 	t.in.SetReadDeadline(time.Unix(1, 0)) // fails if the end was read already
 	timer := time.NewTimer(flushTime)
 	defer timer.Stop()
-	select {
-	case <-t.done:
-	case <-timer.C:
+	for before := t.written.Load(); ; {
+		select {
+		case <-t.done:
+			return
+		case <-timer.C:
+		}
+		now := t.written.Load()
+		if now == before {
+			return // stuck
+		}
+		before = now
+		timer.Reset(flushTime)
 	}
 }
 
