@@ -125,7 +125,8 @@ type Config struct {
 	// Logger gets structured log lines. Nil is silent.
 	Logger *slog.Logger
 
-	protocols []int // for tests of negotiation; default: protocolVersions
+	protocols   []int         // for tests of negotiation; default: protocolVersions
+	moveTimeout time.Duration // for tests: StepTimeout where it is about connections
 }
 
 const maxProbation = time.Hour
@@ -174,6 +175,9 @@ func (c Config) withDefaults() (Config, error) {
 	}
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
+	}
+	if c.moveTimeout == 0 {
+		c.moveTimeout = c.StepTimeout
 	}
 	if c.protocols == nil {
 		c.protocols = protocolVersions

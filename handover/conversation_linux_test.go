@@ -458,7 +458,7 @@ func withHeir(t testing.TB, data []byte) {
 	cfg.StepTimeout = 20 * time.Second
 	s := &script{data}
 	if s.pick(4) == 0 {
-		cfg.StepTimeout = 40 * time.Millisecond
+		cfg.moveTimeout = 40 * time.Millisecond
 	}
 	p := part(t, cfg, 1+s.pick(4))
 	ids := make([]cookie, len(p.servers))

@@ -162,7 +162,7 @@ func (t *parting) dial() bool {
 	}
 	t.dialed, t.takes = true, false
 	if t.g.movable.Load() {
-		t.give.reset(t.g.cfg.StepTimeout)
+		t.give.reset(t.g.cfg.moveTimeout)
 	}
 	return true
 }

@@ -323,11 +323,11 @@ func (t *parting) sendBatch() {
 	if len(items) == 0 {
 		return
 	}
-	ctx, cancel := context.WithTimeout(t.g.ctx, t.g.cfg.StepTimeout)
+	ctx, cancel := context.WithTimeout(t.g.ctx, t.g.cfg.moveTimeout)
 	defer cancel()
 	f := rawConnections{Type: typeMoved, Items: items, Withdrawn: t.g.word.withdrawals(t.g.number).Load()}
 	err := t.l.send(ctx, f, fds...)
-	t.give.reset(t.g.cfg.StepTimeout)
+	t.give.reset(t.g.cfg.moveTimeout)
 	switch {
 	case errors.Is(err, context.DeadlineExceeded):
 		t.expire()

@@ -159,7 +159,7 @@ func TestPredecessorDiesAfterItWentOn(t *testing.T) {
 // The same with a successor that is stopped, and a predecessor that lives on.
 func TestStoppedSuccessorWakesUpWithABatch(t *testing.T) {
 	cfg := testConfig(t)
-	cfg.StepTimeout = 300 * time.Millisecond
+	cfg.moveTimeout = 300 * time.Millisecond
 	old, e := echoing(t, cfg, "tcp", "127.0.0.1:0")
 	const n = 300 // more than one batch
 	needFDs(t, 3*n)

@@ -354,7 +354,7 @@ func TestHostileHeirs(t *testing.T) {
 			cfg := testConfig(t)
 			cfg.StepTimeout = 10 * time.Second
 			if tt.why == "no answer" {
-				cfg.StepTimeout = 300 * time.Millisecond
+				cfg.moveTimeout = 300 * time.Millisecond
 			}
 			p := part(t, cfg, 2)
 			o := moving(t, testContext(t), p.from, p.servers[0])
@@ -465,7 +465,7 @@ func TestMoveWhenNobodyIsLeft(t *testing.T) {
 			t.Run(fmt.Sprintf("%s/%d", name, n), func(t *testing.T) {
 				leak.Check(t)
 				cfg := testConfig(t)
-				cfg.StepTimeout = 300 * time.Millisecond
+				cfg.moveTimeout = 300 * time.Millisecond
 				p := part(t, cfg, n)
 				p.heir.control.Close()
 				outs := []outcome{moving(t, testContext(t), p.from, p.servers[0])}
@@ -493,7 +493,7 @@ func TestMoveWhenNobodyIsLeft(t *testing.T) {
 func TestMoveIsNotSentAgainAfterSilence(t *testing.T) {
 	leak.Check(t)
 	cfg := testConfig(t)
-	cfg.StepTimeout = 300 * time.Millisecond
+	cfg.moveTimeout = 300 * time.Millisecond
 	p := part(t, cfg, 1)
 	var dials atomic.Int32
 	var listening sync.WaitGroup
