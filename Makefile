@@ -8,7 +8,11 @@ PACKAGES = ./...
 FUZZ     ?= 200000x
 FUZZ_CONVERSATIONS ?= 2000x
 SOAK    ?= 1000
-NESTED   = examples/grpc # modules of their own
+# Modules of their own, since they need what the product does not.
+NESTED   = examples/grpc tests/bench tests/deploy
+# One package after the other: beside others a test of takeovers under load
+# tells of the machine, not of the program.
+SERIAL   = -p 1
 # The race detector needs a C compiler.
 RACE    ?= $(if $(shell command -v $$($(GO) env CC) 2>/dev/null),-race)
 
@@ -29,12 +33,12 @@ run: ## watch a server being replaced under load (about 15 seconds)
 
 .PHONY: test
 test: ## all tests, with the race detector if there is a C compiler
-	$(GO) test $(RACE) -timeout 20m $(PACKAGES)
-	@set -e; for m in $(NESTED); do (cd $$m && $(GO) test $(RACE) -timeout 10m ./...); done
+	$(GO) test $(RACE) $(SERIAL) -timeout 20m $(PACKAGES)
+	@set -e; for m in $(NESTED); do (cd $$m && $(GO) test $(RACE) $(SERIAL) -timeout 15m ./...); done
 
 .PHONY: short
 short: ## the quick tests
-	$(GO) test $(RACE) -short -timeout 10m $(PACKAGES)
+	$(GO) test $(RACE) $(SERIAL) -short -timeout 10m $(PACKAGES)
 	@set -e; for m in $(NESTED); do (cd $$m && $(GO) test $(RACE) -short -timeout 10m ./...); done
 
 .PHONY: lint
@@ -57,11 +61,20 @@ fuzz: ## each fuzz test FUZZ times, whole conversations FUZZ_CONVERSATIONS times
 	done
 
 .PHONY: soak
-soak: ## SOAK takeovers (1000) under each kind of load, which takes half an hour
+soak: ## SOAK takeovers (1000) under each kind of load, deaths, chains: half an hour
 	$(GO) test ./tests/e2e -run '^TestSoak$$' -soak $(SOAK) -timeout 0 -v
+	$(GO) test ./tests/e2e -run 'AnyMoment|ChainOf|StoppedIn' -soak $(SOAK) -timeout 0 -v
+
+.PHONY: faults
+faults: ## every fault at every step of a takeover; writes docs/faults.md (some minutes)
+	$(GO) test ./tests/faults -run '^TestMatrix$$' -matrix $(CURDIR)/docs/faults.md -timeout 0 -v
 
 .PHONY: bench
-bench: ## the takeover, the descriptor passing and the server, measured
+bench: ## side by side with other ways to do it; writes docs/benchmarks.md (ten minutes)
+	cd tests/bench && $(GO) run . -o ../../docs
+
+.PHONY: hotpaths
+hotpaths: ## go test -bench of the hot paths
 	$(GO) test -run '^$$' -bench . ./scm ./handover ./server
 
 .PHONY: image

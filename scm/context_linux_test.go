@@ -166,7 +166,7 @@ func TestBrokenStream(t *testing.T) {
 		t.Errorf("error = %v, want also ErrBroken", err)
 	}
 
-	fresh, stop := context.WithTimeout(context.Background(), 10*time.Second) // the buffer is full
+	fresh, stop := context.WithTimeout(context.Background(), time.Minute) // the buffer is full
 	defer stop()
 	err = a.Send(fresh, []byte("x"), nil)
 	if !errors.Is(err, scm.ErrBroken) || errors.Is(err, context.Canceled) {

@@ -180,7 +180,7 @@ func (w *witness) fds(t testing.TB, n int) []int {
 func (w *witness) gone(t testing.TB) {
 	t.Helper()
 	w.w.Close()
-	w.r.SetReadDeadline(time.Now().Add(10 * time.Second))
+	w.r.SetReadDeadline(time.Now().Add(time.Minute))
 	if n, err := w.r.Read(make([]byte, 1)); n != 0 || err != io.EOF {
 		t.Errorf("the descriptor is still open somewhere: read %d, %v", n, err)
 	}
@@ -235,7 +235,7 @@ func awaitBlocked(t testing.TB, method string) {
 func awaitStack(t testing.TB, parts ...string) {
 	t.Helper()
 	buf := make([]byte, 1<<20)
-	for deadline := time.Now().Add(30 * time.Second); time.Now().Before(deadline); {
+	for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); {
 		stacks := string(buf[:runtime.Stack(buf, true)])
 	next:
 		for _, stack := range strings.Split(stacks, "\n\n") {

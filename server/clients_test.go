@@ -216,7 +216,7 @@ func TestFirstRequestInTLSCutInTwo(t *testing.T) {
 func TestConnectionThatWakesUpIsNotClosed(t *testing.T) {
 	var r registry
 	ln := listenTCP(t)
-	for _, unread := range []bool{true, false} {
+	for _, tt := range []struct{ unread, muxed bool }{{true, false}, {false, false}, {true, true}} {
 		c := dialTCP(t, ln.Addr().String())
 		far, err := ln.Accept()
 		if err != nil {
@@ -225,11 +225,12 @@ func TestConnectionThatWakesUpIsNotClosed(t *testing.T) {
 		defer far.Close()
 		wrapped, _ := wrap(&r, far, false)
 		e := r.lookup(wrapped)
+		e.muxed.Store(tt.muxed)
 		r.setState(e, wrapped, http.StateIdle)
 		r.phase.Store(draining)
 		c.sendGet("/")
 		eventually(t, "bytes are there", func() bool { return hasUnread(far) })
-		if !unread { // in the socket any more
+		if !tt.unread { // in the socket any more
 			if _, err := bufio.NewReader(wrapped).Peek(1); err != nil {
 				t.Fatal(err)
 			}
@@ -243,7 +244,7 @@ func TestConnectionThatWakesUpIsNotClosed(t *testing.T) {
 			return r.closing == 0
 		})
 		if e.closed || e.outcome != finished {
-			t.Errorf("unread %v: closed %v, outcome %v", unread, e.closed, e.outcome)
+			t.Errorf("%+v: closed %v, outcome %v", tt, e.closed, e.outcome)
 		}
 		r.phase.Store(serving)
 	}

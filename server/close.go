@@ -49,7 +49,7 @@ func (r *registry) closeConn(e *entry, c net.Conn) {
 func (e *entry) awake() bool {
 	switch st, _ := e.load(); st {
 	case http.StateNew, http.StateIdle:
-		return !e.muxed.Load() && (e.got.Load() || hasUnread(e.raw))
+		return !e.muxed.Load() && e.got.Load() || hasUnread(e.raw)
 	}
 	return true
 }

@@ -26,9 +26,9 @@
 //     lingers like an idle one.
 //   - HTTP/2 connections get the two GOAWAYs of RFC 9113, section 6.8. The first
 //     refuses nothing. The second follows as soon as every client has answered
-//     a PING, or after two seconds, and names the last stream that will be
-//     answered. All streams finish, none is reset, and net/http closes each
-//     connection one second after its last.
+//     a PING, or after ten seconds or half of StopTimeout, whichever is shorter,
+//     and names the last stream that will be answered. All streams finish, none
+//     is reset, and net/http closes each connection one second after its last.
 //   - Connections that a handler has hijacked are announced to
 //     Server.OnHijackedDrain and waited for. Event streams and WebSockets do
 //     well to watch Draining.
@@ -87,7 +87,7 @@
 // that names the last stream, then a stream that was opened while that was on
 // its way is not processed. Its client may repeat it, whatever the method, but
 // not every client does, and none can when it has no copy of the body. The same
-// goes for a client that takes more than two seconds to answer a PING.
+// goes for a client that takes longer than that to answer a PING.
 //
 // Go's own HTTP/2 client fails a request with a body and without GetBody itself,
 // before it has sent anything, if a GOAWAY arrives when it has chosen the

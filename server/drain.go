@@ -19,10 +19,6 @@ const (
 	// to close itself.
 	goAwayGrace = farewellTimeout + farewellSettle + closeGrace + time.Second
 
-	// moveGrace is for how long at least an idle connection is left to begin
-	// its move.
-	moveGrace = time.Second
-
 	// sweepInterval is the least time between two looks at all connections.
 	sweepInterval = 10 * time.Millisecond
 
@@ -114,7 +110,7 @@ func (r *registry) begin(makePlan func() plan) {
 			movers = append(movers, e)
 		}
 	}
-	r.turns = make(chan struct{}, moveAtOnce(len(movers)))
+	r.turns, r.poking = make(chan struct{}, moveAtOnce(len(movers))), true
 	go r.pokeAll(movers)
 	go r.run(r.plan)
 }
@@ -200,6 +196,10 @@ func (r *registry) sweep(p plan) time.Duration {
 		end, ok := e.endLocked(now, p.linger, silent)
 		switch {
 		case !ok || e.outcome != finished || e.pass.leaving.Load():
+		case e.movable():
+			// It waits for its turn, or its reader is on the way to the
+			// move. How long that takes is up to the others and to the
+			// machine, and says nothing against the connection.
 		case end <= now:
 			r.closeLocked(e, closed)
 		default:
@@ -214,11 +214,8 @@ func (r *registry) sweep(p plan) time.Duration {
 func (e *entry) endLocked(now, linger, silent time.Duration) (time.Duration, bool) {
 	st, at := e.load()
 	at = max(at, e.reg.began)
-	switch {
-	case e.muxed.Load():
+	if e.muxed.Load() {
 		linger, silent = max(linger, goAwayGrace), max(silent, goAwayGrace)
-	case e.movable():
-		linger, silent = max(linger, moveGrace), max(silent, moveGrace)
 	}
 	switch st {
 	case http.StateNew:

@@ -38,8 +38,9 @@ func TestStopUnderFire(t *testing.T) {
 		served := serve(t, srv, ln)
 
 		var clients, stops sync.WaitGroup
+		over := make(chan struct{})
 		for range 6 {
-			clients.Go(func() { fireAt(ln.Addr().String()) })
+			clients.Go(func() { fireAt(ln.Addr().String(), over) })
 		}
 		eventually(t, "somebody is connected", func() bool { return srv.Counts().Open() > 0 })
 		reports := make(chan Report, 3)
@@ -54,6 +55,7 @@ func TestStopUnderFire(t *testing.T) {
 			})
 		}
 		stops.Wait()
+		close(over)
 		first := <-reports
 		if second, third := <-reports, <-reports; first != second || first != third {
 			t.Fatalf("reports differ: %v, %v, %v", first, second, third)
@@ -71,13 +73,20 @@ func TestStopUnderFire(t *testing.T) {
 	}
 }
 
-// fireAt makes requests, some of them broken off, until nobody listens any more.
-func fireAt(addr string) {
+// fireAt makes requests, some of them broken off, until nobody listens any more
+// or it is over: somebody else may listen there by then.
+func fireAt(addr string, over <-chan struct{}) {
 	for {
+		select {
+		case <-over:
+			return
+		default:
+		}
 		c, err := net.Dial("tcp", addr)
 		if err != nil {
 			return
 		}
+		c.SetDeadline(time.Now().Add(time.Minute))
 		request := "GET / HTTP/1.1\r\nHost: test\r\n\r\n"
 		for range rand.N(4) {
 			io.WriteString(c, request)

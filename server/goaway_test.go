@@ -58,11 +58,14 @@ func delayed(t testing.TB, addr string, d time.Duration) net.Conn {
 }
 
 // openStreams opens a stream every millisecond until it reads a GOAWAY, and
-// returns how many were answered and how many were not.
-func openStreams(c net.Conn) (answered, lost int) {
-	var mu sync.Mutex // of the writes, and leave
+// returns how many were answered and how many were not. begun is called when the
+// first one is.
+func openStreams(c net.Conn, begun func()) (answered, lost int) {
+	const limit = 100 // of streams at a time: no server need take more
+	var mu sync.Mutex // of the writes, and what follows
 	var leave bool
 	var opened uint32
+	done := make(map[uint32]bool)
 	c.Write([]byte(preface + "\x00\x00\x00\x04\x00\x00\x00\x00\x00"))
 	var opener sync.WaitGroup
 	opener.Go(func() {
@@ -72,13 +75,16 @@ func openStreams(c net.Conn) (answered, lost int) {
 				mu.Unlock()
 				return
 			}
-			opened = id
-			c.Write(frame(frameHeaders, 5, id, []byte{0x82, 0x86, 0x84, 0x41, 1, 'x'}))
+			if int(id+1)/2-len(done) > limit {
+				id -= 2
+			} else {
+				opened = id
+				c.Write(frame(frameHeaders, 5, id, []byte{0x82, 0x86, 0x84, 0x41, 1, 'x'}))
+			}
 			mu.Unlock()
 			time.Sleep(time.Millisecond)
 		}
 	})
-	done := make(map[uint32]bool)
 	for {
 		var head [frameHeadSize]byte
 		if _, err := io.ReadFull(c, head[:]); err != nil {
@@ -99,7 +105,10 @@ func openStreams(c net.Conn) (answered, lost int) {
 			c.Write(frame(framePing, flagAck, 0, payload))
 			mu.Unlock()
 		case (kind == frameHeaders || kind == frameData) && flags&1 != 0:
+			mu.Lock()
 			done[stream] = true
+			mu.Unlock()
+			begun()
 		}
 	}
 	mu.Lock()
@@ -133,20 +142,25 @@ func TestNoStreamIsRefusedWhileTheGoAwayTravels(t *testing.T) {
 		}
 		const clients = 4
 		lost := make(chan int, clients)
+		var begun sync.WaitGroup
 		for range clients {
 			c := delayed(t, ln.Addr().String(), 10*time.Millisecond)
 			if encrypted {
 				c = tls.Client(c, clientTLS)
 			}
+			begun.Add(1)
 			go func() {
-				answered, n := openStreams(c)
+				begin := sync.OnceFunc(begun.Done)
+				answered, n := openStreams(c, begin)
 				if answered == 0 {
 					t.Error("no stream was answered")
 				}
+				begin()
 				lost <- n
 			}()
 		}
-		time.Sleep(200 * time.Millisecond)
+		begun.Wait()
+		time.Sleep(200 * time.Millisecond) // any moment is as good
 		if err := srv.Shutdown(t.Context()); err != nil {
 			t.Errorf("Shutdown: %v", err)
 		}
@@ -200,6 +214,37 @@ func TestClientThatIgnoresTheFarewell(t *testing.T) {
 		if report := stop(); report.Connections() != 2 || !report.Clean() {
 			t.Errorf("report %+v", report)
 		}
+	})
+}
+
+// A client that is slow to answer the PING, and opens a stream before, has that
+// answered.
+func TestSlowClientHasItsStreamAnswered(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		srv, ln := h2cServer(http.HandlerFunc(hello)), newPipeListener()
+		serve(t, srv, ln)
+		h := newH2Client(ln.dial(t))
+		end := func(stream uint32) {
+			for {
+				kind, flags, id, _ := h.next()
+				if kind == frameReset {
+					t.Fatalf("stream %d is reset", id)
+				}
+				if (kind == frameHeaders || kind == frameData) && id == stream && flags&1 != 0 {
+					return
+				}
+			}
+		}
+		h.request(1)
+		end(1)
+		stop := stopping(srv)
+		h.br.Peek(1) // it arrives, but is not looked at
+		time.Sleep(9 * time.Second)
+		h.request(3)
+		end(3)
+		h.wantGoAway(3)
+		h.wantEOF()
+		wantReport(t, stop(), Report{Finished: 1, Duration: 9*time.Second + farewellSettle + closeGrace})
 	})
 }
 
@@ -344,6 +389,7 @@ func TestHTTP2ClientLosesNoUploadToTheDrain(t *testing.T) {
 	defer tr.CloseIdleConnections()
 	quit := make(chan struct{})
 	var load sync.WaitGroup
+	var answered atomic.Int64
 	for range 8 {
 		load.Go(func() {
 			for {
@@ -364,11 +410,13 @@ func TestHTTP2ClientLosesNoUploadToTheDrain(t *testing.T) {
 					t.Errorf("%s: got %q, %v", resp.Proto, b, err)
 				}
 				resp.Body.Close()
+				answered.Add(1)
 			}
 		})
 	}
 	for range 3 {
-		time.Sleep(100 * time.Millisecond)
+		before := answered.Load()
+		eventually(t, "uploads are answered", func() bool { return answered.Load() >= before+20 })
 		old := srv
 		srv = start()
 		if report := old.Stop(t.Context()); !report.Clean() {

@@ -178,7 +178,7 @@ func wantClose(t testing.TB, resp *http.Response, want bool) {
 // eventually waits for what another goroutine, or the kernel, is about to do.
 func eventually(t testing.TB, what string, ok func() bool) {
 	t.Helper()
-	for end := time.Now().Add(20 * time.Second); !ok(); {
+	for end := time.Now().Add(time.Minute); !ok(); {
 		if time.Now().After(end) {
 			t.Fatalf("never happened: %s", what)
 		}

@@ -20,9 +20,10 @@ import (
 // with a PING: when the client has answered that, it has read the GOAWAY.
 
 const (
-	// farewellTimeout is for how long the answer to a PING is waited for. A
-	// client that takes longer may have a stream refused.
-	farewellTimeout = 2 * time.Second
+	// farewellTimeout is for how long the answer to a PING is waited for, but
+	// not longer than half of the stop timeout. A client that takes longer may
+	// have a stream refused, and on a busy machine two seconds are not much.
+	farewellTimeout = 10 * time.Second
 
 	// farewellSettle is what a client is given besides, since a stream that
 	// it was about to open may reach the wire after the answer to the PING.
@@ -239,7 +240,7 @@ func (f *front) goAway() {
 // sayFarewell waits until the client knows.
 func (f *front) sayFarewell(c *h2Conn) {
 	defer f.farewellSaid()
-	timer := time.NewTimer(farewellTimeout)
+	timer := time.NewTimer(min(farewellTimeout, f.server.reg.plan.stop/2))
 	defer timer.Stop()
 	select {
 	case <-c.acked:

@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -59,10 +60,9 @@ type passport struct {
 	mover Mover // nil: stays here
 
 	// Of the connection's goroutine.
-	known  bool          // head is all that has been read of the next request
-	head   []byte        // an incomplete head
-	last   [maxPeek]byte // that have been read
-	unread []byte        // came with the connection and is read first
+	known bool          // head is all that has been read of the next request
+	head  []byte        // an incomplete head
+	last  [maxPeek]byte // that have been read
 
 	// A connection that was moved here is new to net/http.
 	fresh bool      // nothing has been read
@@ -71,12 +71,15 @@ type passport struct {
 	whole time.Time // when its first request must be here, if there is a limit
 	times timeouts
 
+	unread []byte      // came with the connection and is read first; guarded by mu
+	rest   atomic.Bool // there is some of it: after a hijack several may read
+
 	stays   atomic.Bool // a move has failed
 	leaving atomic.Bool // being moved, or moved
 
 	turn     bool         // has been interrupted, and holds a turn
 	waiting  atomic.Int32 // one of the three below
-	mu       sync.Mutex   // held while the deadline is set
+	mu       sync.Mutex   // held while the deadline is set, among others
 	deadline time.Time    // net/http's, while new or idle
 }
 
@@ -157,10 +160,10 @@ func (e *entry) read(c net.Conn, b []byte) (int, error) {
 }
 
 func (e *entry) readSome(c net.Conn, b []byte) (int, error) {
-	if len(e.pass.unread) > 0 {
-		n := copy(b, e.pass.unread)
-		e.pass.unread = e.pass.unread[n:]
-		return n, nil
+	if e.pass.rest.Load() {
+		if n := e.pass.takeUnread(b); n > 0 || len(b) == 0 {
+			return n, nil
+		}
 	}
 	e.reading(len(b))
 	if !e.pass.known {
@@ -181,13 +184,36 @@ func (e *entry) readSome(c net.Conn, b []byte) (int, error) {
 	}
 }
 
+// takeUnread reads what came with the connection.
+func (p *passport) takeUnread(b []byte) int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	n := copy(b, p.unread)
+	p.setUnread(p.unread[n:])
+	return n
+}
+
+func (p *passport) setUnread(b []byte) {
+	p.unread = b
+	p.rest.Store(len(b) > 0)
+}
+
 // writeUnread writes what came with the connection and has not been read.
 func (e *entry) writeUnread(w io.Writer) (int64, error) {
-	if len(e.pass.unread) == 0 {
+	p := &e.pass
+	if !p.rest.Load() {
 		return 0, nil
 	}
-	n, err := w.Write(e.pass.unread)
-	e.pass.unread = e.pass.unread[n:]
+	p.mu.Lock()
+	b := p.unread
+	p.setUnread(nil)
+	p.mu.Unlock()
+	n, err := w.Write(b) // without the lock: it may block
+	if n < len(b) {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		p.setUnread(slices.Concat(b[n:], p.unread))
+	}
 	return int64(n), err
 }
 
@@ -242,6 +268,7 @@ func moveAtOnce(n int) int { return min(max(n/100, 8), 250) }
 
 // pokeAll interrupts connections that are to be moved, each in its turn.
 func (r *registry) pokeAll(all []*entry) {
+	defer r.poked()
 	for _, e := range all {
 		select {
 		case r.turns <- struct{}{}:
@@ -250,6 +277,13 @@ func (r *registry) pokeAll(all []*entry) {
 			return
 		}
 	}
+}
+
+func (r *registry) poked() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.poking = false
+	r.changedLocked()
 }
 
 // poke interrupts the read of a connection that is to be moved. It takes over
@@ -338,7 +372,8 @@ func (e *entry) setReadDeadline(c net.Conn, t time.Time) error {
 // reckoned from the beginning begins.
 func (e *entry) arrive(unread []byte) {
 	p := &e.pass
-	p.unread, p.fresh, p.blank, p.since = unread, true, true, time.Now()
+	p.setUnread(unread)
+	p.fresh, p.blank, p.since = true, true, time.Now()
 	if p.times.idle > 0 {
 		p.deadline = p.since.Add(p.times.idle)
 		e.raw.SetReadDeadline(p.deadline)

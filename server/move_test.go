@@ -275,9 +275,10 @@ func TestRequestCutInTwoByAMove(t *testing.T) {
 					c.send(wholeRequest)
 					c.receive()
 				}
-				eventually(t, "the connection is known", func() bool { n := g.srv.Counts(); return n.Idle+n.New == 1 })
+				eventually(t, "the connection waits", func() bool { return g.srv.resting() == 1 })
 				if kind == "moved" {
 					wantReport(t, g.replace()(), Report{Moved: 1})
+					eventually(t, "the connection waits", func() bool { return g.srv.resting() == 1 })
 				}
 				old := g.srv
 				c.send("%s", wholeRequest[:at])
@@ -317,6 +318,20 @@ func (s *Server) allRead(n int) bool {
 		return !hasUnread(e.raw) && (n == 0 || st == http.StateActive || e.got.Load())
 	}
 	return false
+}
+
+// resting is how many connections wait, in a read that may be interrupted, for
+// a request or the rest of one.
+func (s *Server) resting() int {
+	s.reg.mu.Lock()
+	defer s.reg.mu.Unlock()
+	n := 0
+	for e := range s.reg.entries {
+		if e.pass.waiting.Load() == inRead {
+			n++
+		}
+	}
+	return n
 }
 
 // keepsOne reports whether there is one connection, which could not be moved.
@@ -403,18 +418,25 @@ func TestConnectionThatCannotMoveLingers(t *testing.T) {
 
 // The deadline that net/http has set survives a move that fails.
 func TestDeadlineSurvivesAFailedMove(t *testing.T) {
-	g := newGenerations(t, func(n int) *Server {
-		srv := newServer(answerer(n))
-		srv.IdleTimeout = 300 * time.Millisecond
-		return srv
-	})
-	c := dialTCP(t, g.addr)
-	c.get("/")
-	eventually(t, "it is idle", func() bool { return g.srv.Counts().Idle == 1 })
-	g.last.fails.Store(true)
-	stop := g.replace()
-	c.wantEOF()
-	wantReport(t, stop(), Report{Finished: 1})
+	// It must not be over before the move is tried.
+	for timeout := 300 * time.Millisecond; ; timeout *= 4 {
+		g := newGenerations(t, func(n int) *Server {
+			srv := newServer(answerer(n))
+			srv.IdleTimeout, srv.StopTimeout, srv.Linger = timeout, time.Hour, time.Hour
+			return srv
+		})
+		c := dialTCP(t, g.addr)
+		c.get("/")
+		g.last.fails.Store(true)
+		ln := g.last
+		report := g.replace()()
+		c.wantEOF()
+		if ln.tries.Load() == 0 && timeout < time.Minute {
+			continue
+		}
+		wantReport(t, report, Report{Finished: 1})
+		return
+	}
 }
 
 // A move that takes for ever ends when the stop timeout does.

@@ -39,8 +39,9 @@ type registry struct {
 	entries   map[*entry]struct{}
 	foreign   sync.Map // net.Conn to *entry, of connections that cannot be wrapped
 	listeners map[*listener]struct{}
-	closing   int // goroutines of ours in a Close
-	hooks     int // goroutines of ours in a user's hook
+	closing   int  // goroutines of ours in a Close
+	hooks     int  // goroutines of ours in a user's hook
+	poking    bool // pokeAll runs
 	lnErr     error
 
 	draining chan struct{} // closed when the drain begins
@@ -292,7 +293,7 @@ func (r *registry) changedLocked() {
 
 // quietLocked reports whether nothing is left that a stop must wait for.
 func (r *registry) quietLocked() bool {
-	return len(r.entries) == 0 && len(r.listeners) == 0 && r.closing == 0 && r.hooks == 0 && r.running.Load() == 0
+	return len(r.entries) == 0 && len(r.listeners) == 0 && r.closing == 0 && r.hooks == 0 && !r.poking && r.running.Load() == 0
 }
 
 // goneLocked forgets a hijacked connection that was closed where that could not

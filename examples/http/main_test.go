@@ -5,7 +5,6 @@ package main
 import (
 	"context"
 	"io"
-	"net"
 	"net/http"
 	"path/filepath"
 	"testing"
@@ -16,19 +15,19 @@ import (
 
 func TestSecondRunReplacesTheFirst(t *testing.T) {
 	socket := filepath.Join(t.TempDir(), "s")
-	free, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	address := free.Addr().String()
-	free.Close()
-	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: 10 * time.Second}
+	const address, patience = "127.0.0.1:0", time.Minute
+	op := handover.Operator{Socket: socket, Timeout: patience}
+	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: patience}
 	await := func(want string) {
 		t.Helper()
-		for end := time.Now().Add(20 * time.Second); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
-			resp, err := client.Get("http://" + address)
+		for end := time.Now().Add(patience); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
+			st, err := op.Status(t.Context())
 			if err != nil {
 				continue // not there yet
+			}
+			resp, err := client.Get("http://" + addressOf(st))
+			if err != nil {
+				t.Fatal(err) // somebody listens from the beginning
 			}
 			b, _ := io.ReadAll(resp.Body)
 			resp.Body.Close()
@@ -36,14 +35,13 @@ func TestSecondRunReplacesTheFirst(t *testing.T) {
 				return
 			}
 		}
-		t.Fatalf("no answer %q within 20 s", want)
+		t.Fatalf("no answer %q within %v", want, patience)
 	}
 	first, second := make(chan error, 1), make(chan error, 1)
 	go func() { first <- run(t.Context(), socket, address) }()
 	await("generation 1\n")
 	go func() { second <- run(t.Context(), socket, address) }()
 	await("generation 2\n")
-	op := handover.Operator{Socket: socket}
 	if err := op.Commit(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -56,4 +54,14 @@ func TestSecondRunReplacesTheFirst(t *testing.T) {
 	if err := <-second; err != nil {
 		t.Fatal(err)
 	}
+}
+
+// addressOf is where the program listens.
+func addressOf(st *handover.Status) string {
+	for _, s := range st.Sockets {
+		if s.Name == "http" {
+			return s.Address
+		}
+	}
+	return ""
 }

@@ -8,17 +8,20 @@ import (
 	"errors"
 	"flag"
 	"fmt"
-	"net"
 	"os"
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"time"
 
 	"github.com/handoverd/handoverd/handover"
 	"github.com/handoverd/handoverd/internal/load"
 )
+
+// patience is for how long the whole demonstration may run on a slow machine.
+const patience = 10 * time.Minute
 
 func main() {
 	binary := flag.String("binary", "bin/handoverd", "the handoverd to run")
@@ -27,7 +30,7 @@ func main() {
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
-	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
+	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	if err := run(ctx, *binary, *takeovers, *workers); err != nil {
 		fmt.Fprintln(os.Stderr, "demo:", err)
@@ -52,17 +55,13 @@ func run(ctx context.Context, binary string, takeovers, workers int) error {
 		return err
 	}
 	defer os.RemoveAll(dir)
-	address, err := freeAddress()
-	if err != nil {
-		return err
-	}
-	s := &show{binary: binary, dir: dir, socket: filepath.Join(dir, "app.sock"), address: address, started: time.Now()}
+	s := &show{binary: binary, dir: dir, socket: filepath.Join(dir, "app.sock"), started: time.Now()}
 	defer s.end()
 
-	if err := s.start(ctx, "serve", "--listen", "web=tcp://"+address); err != nil {
+	if err := s.start(ctx, "serve", "--listen", "web=tcp://127.0.0.1:0"); err != nil {
 		return err
 	}
-	s.say("generation 1 serves http://%s, control socket %s", address, s.socket)
+	s.say("generation 1 serves http://%s, control socket %s", s.address, s.socket)
 	clients, err := s.load(ctx, workers)
 	if err != nil {
 		return err
@@ -82,16 +81,6 @@ func run(ctx context.Context, binary string, takeovers, workers int) error {
 	return s.report(clients, takeovers)
 }
 
-// freeAddress finds a free port on loopback.
-func freeAddress() (string, error) {
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return "", err
-	}
-	defer ln.Close()
-	return ln.Addr().String(), nil
-}
-
 // start starts one handoverd, and returns when it owns the sockets.
 func (s *show) start(ctx context.Context, args ...string) error {
 	cmd := exec.Command(s.binary, append(args, "--socket", s.socket, "--probation", "500ms", "--log-level", "warn")...)
@@ -101,12 +90,19 @@ func (s *show) start(ctx context.Context, args ...string) error {
 	}
 	s.servers = append(s.servers, cmd)
 	generation := uint64(len(s.servers))
-	return s.until(ctx, func(st *handover.Status) bool { return st.Generation == generation && st.Phase.Owns() })
+	return s.until(ctx, func(st *handover.Status) bool {
+		for _, socket := range st.Sockets {
+			if socket.Name == "web" {
+				s.address = socket.Address
+			}
+		}
+		return st.Generation == generation && st.Phase.Owns()
+	})
 }
 
 // until polls the owner's status.
 func (s *show) until(ctx context.Context, ok func(*handover.Status) bool) error {
-	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
 	tick := time.NewTicker(2 * time.Millisecond)
 	defer tick.Stop()
@@ -149,7 +145,7 @@ func (s *show) load(ctx context.Context, workers int) ([]*load.Run, error) {
 	for _, keep := range []bool{true, false} {
 		r, err := load.Start(ctx, load.Config{
 			Address: s.address, Workers: workers, KeepAlive: keep, PostRatio: 0.3, BodyMax: 8192,
-			SourceAddrs: 8, Duration: 2 * time.Minute,
+			SourceAddrs: 8, Duration: patience, Timeout: time.Minute,
 		})
 		if err != nil {
 			return nil, err
@@ -159,7 +155,8 @@ func (s *show) load(ctx context.Context, workers int) ([]*load.Run, error) {
 	return clients, nil
 }
 
-// watch prints what the clients see, for a while.
+// watch prints what the clients see, for a while, and until the newest server
+// has answered one of them.
 func (s *show) watch(ctx context.Context, clients []*load.Run, d time.Duration) error {
 	last := snapshot(clients)
 	t := time.NewTimer(d)
@@ -170,8 +167,17 @@ func (s *show) watch(ctx context.Context, clients []*load.Run, d time.Duration) 
 		return ctx.Err()
 	}
 	now := snapshot(clients)
+	for now.Generations[strconv.Itoa(len(s.servers))] == 0 && now.Failed() == 0 {
+		t.Reset(10 * time.Millisecond)
+		select {
+		case <-t.C:
+		case <-ctx.Done():
+			return fmt.Errorf("generation %d answers nobody: %w", len(s.servers), ctx.Err())
+		}
+		now = snapshot(clients)
+	}
 	s.say("%8d requests answered, %d failed  (%.0f a second)", now.OK, now.Failed(),
-		float64(now.OK-last.OK)/d.Seconds())
+		float64(now.OK-last.OK)/(now.Elapsed-last.Elapsed).Seconds())
 	return nil
 }
 

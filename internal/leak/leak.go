@@ -2,7 +2,7 @@
 //
 // Main checks a whole test binary, Check one test. Both compare with what
 // existed before, so that what the environment holds open does not count.
-// Whatever is found gets a few seconds to end, since a goroutine or a child
+// Whatever is found gets some time to end, since a goroutine or a child
 // process is often still on its way out when the test returns.
 //
 // Descriptors are seen on Linux only, through /proc/self/fd; elsewhere only
@@ -20,8 +20,9 @@ import (
 	"time"
 )
 
-// patience is how long a leak may take to end by itself.
-const patience = 5 * time.Second
+// patience is how long a leak may take to end by itself, on a machine that has
+// other things to do.
+const patience = 30 * time.Second
 
 // Main runs the tests of m and exits. The exit code is 1 if they passed but
 // left goroutines or descriptors behind; these are then printed to stderr.

@@ -84,6 +84,10 @@ type Config struct {
 	// last byte of the answer; requests in one pipeline are bounded together.
 	// 0 means 10 seconds.
 	Timeout time.Duration
+	// CloseWait is how long a client leaves a connection that is over to the
+	// server: with HTTP/1.1 to close it, with HTTP/2 to take what is still to be
+	// written. 0 means 5 seconds.
+	CloseWait time.Duration
 
 	// MaxRequests ends the run after that many requests. 0 means no bound.
 	MaxRequests int64
@@ -113,6 +117,7 @@ func (c Config) prepared() (Config, error) {
 		c.Streams = cmp.Or(c.Streams, 4)
 	}
 	c.Timeout = cmp.Or(c.Timeout, 10*time.Second)
+	c.CloseWait = cmp.Or(c.CloseWait, 5*time.Second)
 	for c.Seed == 0 {
 		c.Seed = rand.Uint64()
 	}
@@ -143,8 +148,8 @@ func (c Config) check() error {
 		return errors.New("neither Address nor Dial is set")
 	case c.MaxRequests <= 0 && c.Duration <= 0:
 		return errors.New("the run has no end: set MaxRequests or Duration")
-	case c.MaxRequests < 0 || c.Duration < 0 || c.Think < 0 || c.Timeout < 0 || c.CutPause < 0 || c.CutBytes < 0:
-		return errors.New("MaxRequests, Duration, Think, Timeout, CutPause and CutBytes must not be negative")
+	case c.MaxRequests < 0 || c.Duration < 0 || c.Think < 0 || c.Timeout < 0 || c.CloseWait < 0 || c.CutPause < 0 || c.CutBytes < 0:
+		return errors.New("MaxRequests, Duration, Think, Timeout, CloseWait, CutPause and CutBytes must not be negative")
 	case c.Workers < 0:
 		return fmt.Errorf("%d workers: must not be negative", c.Workers)
 	case !(c.Rate >= 0 && c.Rate <= 1e9):

@@ -162,6 +162,7 @@ func TestFaults(t *testing.T) {
 			name: "resets",
 			answer: func(c *net.TCPConn, n int, id string, body []byte) bool {
 				c.SetLinger(0)
+				c.Close()
 				return false
 			},
 			want: func(r *Result) *int64 { return &r.Reset }, failed: 10,
@@ -280,13 +281,7 @@ func TestUnusualAnswers(t *testing.T) {
 }
 
 func TestRefused(t *testing.T) {
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	addr := ln.Addr().String()
-	ln.Close()
-	res := run(t, Config{Address: addr, Workers: 2, MaxRequests: 10})
+	res := run(t, Config{Address: refusing(t), Workers: 2, MaxRequests: 10})
 	if res.Refused != 10 || res.Failed() != 10 || res.Connects != 0 {
 		t.Errorf("want 10 refused: %v", res)
 	}

@@ -228,10 +228,10 @@ func (c *h1client) awaitClose(w *worker) error {
 		how = announced
 	}
 	defer c.disconnect(how)
-	if c.run.ctx.Err() != nil {
+	c.conn.SetReadDeadline(time.Now().Add(c.run.cfg.CloseWait))
+	if c.run.ctx.Err() != nil { // checked after the deadline is set, see interrupt
 		return nil
 	}
-	c.conn.SetReadDeadline(time.Now().Add(closeWait))
 	b, err := c.br.Peek(1)
 	if len(b) > 0 {
 		return fmt.Errorf("%w: bytes after the end of an answer that closes the connection", errWrongBody)

@@ -126,7 +126,7 @@ func TestHTTP2GracefulGoAway(t *testing.T) {
 	for i := range res.AnnouncedReconnects {
 		select {
 		case <-acks:
-		case <-time.After(10 * time.Second):
+		case <-time.After(time.Minute):
 			t.Fatalf("%d PINGs of %d were answered", i, res.AnnouncedReconnects)
 		}
 	}
@@ -171,37 +171,54 @@ func TestHTTP2GoAwayDoesNotWaitForSlowStreams(t *testing.T) {
 // The client sends no more than the server lets it, on a stream and on the
 // connection, also when the server changes its mind.
 func TestHTTP2FlowControlIsObeyed(t *testing.T) {
-	const window = 100
+	windows := []int{0, 100} // of a stream in the beginning, one after the other
 	addr := serveH2(t, func(p *h2peer) {
-		p.settings = []http2.Setting{{ID: http2.SettingInitialWindowSize, Val: 0}}
+		set := func(n int) http2.Setting {
+			return http2.Setting{ID: http2.SettingInitialWindowSize, Val: uint32(n)}
+		}
+		p.settings = []http2.Setting{set(windows[0])}
 		p.keepWindows = true
-		acked := 0
-		left := make(map[uint32]int) // of streams
+		acked, initial := 0, initialWindow // as far as the client has said that it knows
+		left := make(map[uint32]int)       // of streams whose end has not come
 		conn := initialWindow
+		grant := func(stream uint32) {
+			if n := 7 - left[stream]; n >= 7 {
+				left[stream] += n
+				p.WriteWindowUpdate(stream, uint32(n))
+			}
+		}
 		p.heard = func(f http2.Frame) bool {
 			switch f := f.(type) {
 			case *http2.SettingsFrame:
 				if !f.IsAck() {
 					break
 				}
-				if acked++; acked == 1 {
-					p.WriteSettings(http2.Setting{ID: http2.SettingInitialWindowSize, Val: window})
+				// What is open gets the difference, and has less than nothing
+				// then if need be (RFC 9113, section 6.9.2).
+				change := windows[acked] - initial
+				initial += change
+				if acked++; acked < len(windows) {
+					p.WriteSettings(set(windows[acked]))
+				}
+				for stream := range left {
+					left[stream] += change
+					grant(stream)
 				}
 			case *http2.MetaHeadersFrame:
-				left[f.StreamID] = window
-				if acked == 0 {
-					left[f.StreamID] = initialWindow // it does not know better
+				if !f.StreamEnded() {
+					left[f.StreamID] = initial
 				}
 			case *http2.DataFrame:
 				left[f.StreamID] -= len(f.Data())
 				conn -= len(f.Data())
-				if left[f.StreamID] < 0 || conn < 0 {
+				if len(f.Data()) > 0 && (left[f.StreamID] < 0 || conn < 0) {
 					t.Errorf("stream %d is %d bytes within its window, the connection %d", f.StreamID, left[f.StreamID], conn)
 					return false
 				}
-				if left[f.StreamID] == 0 && !f.StreamEnded() {
-					left[f.StreamID] += 7
-					p.WriteWindowUpdate(f.StreamID, 7)
+				if f.StreamEnded() {
+					delete(left, f.StreamID)
+				} else {
+					grant(f.StreamID)
 				}
 				if conn < 100 {
 					conn += 500
@@ -329,7 +346,7 @@ func TestHTTP2TimeoutRetiresTheConnection(t *testing.T) {
 		}
 		return true
 	})
-	res := run(t, Config{Address: addr, HTTP2: true, KeepAlive: true, Streams: 1, MaxRequests: 5, Timeout: 20 * time.Millisecond})
+	res := runConnected(t, Config{Address: addr, HTTP2: true, KeepAlive: true, Streams: 1, MaxRequests: 5, Timeout: 20 * time.Millisecond}, 5)
 	if res.Timeout != 5 || res.Connects != 5 || res.Reconnects() != 0 {
 		t.Errorf("want a connection each, ended by the client: %v", res)
 	}

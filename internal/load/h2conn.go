@@ -139,7 +139,11 @@ func (c *h2conn) close() {
 	}
 	c.closed = true
 	delete(c.client.live, c)
-	c.conn.SetWriteDeadline(time.Now().Add(closeWait))
+	deadline := longAgo // what is to be written does not matter to a run that is aborted
+	if !c.client.aborted {
+		deadline = time.Now().Add(c.client.run.cfg.CloseWait)
+	}
+	c.conn.SetWriteDeadline(deadline)
 	c.wake.Signal()
 }
 

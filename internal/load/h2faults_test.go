@@ -131,7 +131,7 @@ func TestHTTP2Faults(t *testing.T) {
 			name:   "hangs",
 			answer: func(p *h2peer, n int, r *h2request) bool { return true },
 			cfg:    Config{Timeout: 10 * time.Millisecond},
-			want:   func(r *Result) *int64 { return &r.Timeout }, failed: 10, detail: "10ms", conns: 10,
+			want:   func(r *Result) *int64 { return &r.Timeout }, failed: 10, detail: "no whole answer", conns: 10,
 		},
 		{
 			name: "wrong id",
@@ -341,7 +341,7 @@ func TestHTTP2Faults(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			tt.cfg.Address = serveH2(t, nil, tt.answer)
 			tt.cfg.HTTP2, tt.cfg.KeepAlive, tt.cfg.Streams, tt.cfg.MaxRequests = true, true, 1, 10
-			res := run(t, tt.cfg)
+			res := runConnected(t, tt.cfg, tt.conns)
 			if got := *tt.want(&res); got != tt.failed || res.Failed() != got || res.OK != 10-got {
 				t.Errorf("want %d failures of that kind and no other: %v", tt.failed, res)
 			}
@@ -563,7 +563,7 @@ func TestHTTP2AbortWithStreamsOpen(t *testing.T) {
 			ctx, cancel := context.WithCancel(context.Background())
 			defer cancel()
 			r, err := Start(ctx, Config{Address: serve(t, arrived), HTTP2: true, KeepAlive: true, PostRatio: 1,
-				BodyMax: 8 << 20, Seed: 3, MaxRequests: 4, Timeout: time.Hour})
+				BodyMax: 8 << 20, Seed: 3, MaxRequests: 4, Timeout: time.Hour, CloseWait: time.Hour})
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -144,7 +144,7 @@ func TestLeftOpen(t *testing.T) {
 		c.Write([]byte(good(id, body)))
 		return true // although the client has said close
 	})
-	res := run(t, Config{Address: addr, MaxRequests: 2})
+	res := run(t, Config{Address: addr, MaxRequests: 2, CloseWait: 10 * time.Millisecond})
 	if res.OK != 2 || res.LeftOpen != 2 {
 		t.Errorf("want 2 left open: %v", res)
 	}
@@ -268,6 +268,29 @@ func TestAbortInDial(t *testing.T) {
 	}
 }
 
+// A client that leaves the close to the server does not keep an aborted run.
+func TestAbortBeforeTheClose(t *testing.T) {
+	answered := make(chan bool)
+	addr := serveRaw(t, func(c *net.TCPConn, _ int, id string, body []byte) bool {
+		c.Write([]byte(good(id, body)))
+		close(answered)
+		return true // although the client has said close
+	})
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	r, err := Start(ctx, Config{Address: addr, MaxRequests: 1, Timeout: time.Hour, CloseWait: time.Hour})
+	if err != nil {
+		t.Fatal(err)
+	}
+	<-answered
+	cancel()
+	res := r.Wait()
+	checkSum(t, res)
+	if res.OK+res.Aborted != 1 || res.LeftOpen != 0 {
+		t.Errorf("want one request: %v", res)
+	}
+}
+
 func TestOpenLoopCountsTheWait(t *testing.T) {
 	// One worker, four requests due at once, and each answer takes a while: in
 	// an open loop the last one has waited for three others.
@@ -366,6 +389,7 @@ func TestConfigErrors(t *testing.T) {
 		{"source addresses", func(c *Config) { c.SourceAddrs, c.Address = 2, "192.0.2.1:80" }},
 		{"source addresses", func(c *Config) { c.SourceAddrs = 1000 }},
 		{"negative", func(c *Config) { c.CutPause = -1 }},
+		{"negative", func(c *Config) { c.CloseWait = -1 }},
 		{"negative", func(c *Config) { c.CutBytes = -1 }},
 		{"cut ratio", func(c *Config) { c.CutRatio = math.NaN() }},
 		{"pipeline ratio", func(c *Config) { c.PipelineRatio = 2 }},

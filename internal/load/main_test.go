@@ -2,6 +2,7 @@ package load
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -86,18 +87,46 @@ func (s *rawServer) accept() {
 
 // serveRaw answers HTTP/1.1 requests. answer is called with the number of the
 // request on its connection, from 1. It returns false to have the connection
-// closed.
+// closed: it ends then as if everything had been read, even if the client sends
+// another request meanwhile, so that there is no reset.
 func serveRaw(t testing.TB, answer func(c *net.TCPConn, n int, id string, body []byte) bool) string {
 	t.Helper()
 	return serveConns(t, func(c *net.TCPConn) {
 		br := bufio.NewReader(c)
 		for n := 1; ; n++ {
 			id, body, err := readRequest(br)
-			if err != nil || !answer(c, n, id, body) {
+			if err != nil {
+				return
+			}
+			if !answer(c, n, id, body) {
+				c.CloseWrite()
+				io.Copy(io.Discard, c)
 				return
 			}
 		}
 	})
+}
+
+// refusing returns an address at which nobody can listen while the test runs:
+// that of the client's end of a connection.
+func refusing(t testing.TB) string {
+	t.Helper()
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	c, err := net.Dial("tcp", ln.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	s, err := ln.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { s.Close() })
+	return c.LocalAddr().String()
 }
 
 func readRequest(br *bufio.Reader) (id string, body []byte, err error) {
@@ -115,21 +144,39 @@ func good(id string, body []byte) string {
 		id, len(body), body)
 }
 
-// run makes the load of cfg to its end.
+// run makes the load of cfg to its end. That a machine is busy fails no request
+// unless cfg says so.
 func run(t testing.TB, cfg Config) Result {
 	t.Helper()
+	cfg.Timeout = cmp.Or(cfg.Timeout, 2*time.Minute)
+	cfg.CloseWait = cmp.Or(cfg.CloseWait, 2*time.Minute)
 	r, err := Start(context.Background(), cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
 	select {
 	case <-r.Done():
-	case <-time.After(30 * time.Second):
+	case <-time.After(3 * time.Minute):
 		t.Fatalf("the run does not end: %v", r.Snapshot())
 	}
 	res := r.Wait()
 	checkSum(t, res)
 	return res
+}
+
+// runConnected is run for a cfg whose timeout is to be met on each of a number of
+// connections: on a busy machine it must be longer, to be over only there. 0
+// stands for any number.
+func runConnected(t testing.TB, cfg Config, conns int64) Result {
+	t.Helper()
+	for {
+		res := run(t, cfg)
+		if conns == 0 || res.Connects == conns || cfg.Timeout == 0 || cfg.Timeout > 10*time.Second {
+			return res
+		}
+		t.Logf("%d connections within %v each", res.Connects, cfg.Timeout)
+		cfg.Timeout *= 8
+	}
 }
 
 // checkSum checks that every request has exactly one outcome.

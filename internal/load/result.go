@@ -54,7 +54,7 @@ type Result struct {
 	AnnouncedReconnects   int64 `json:"announced_reconnects"`
 	UnannouncedReconnects int64 `json:"unannounced_reconnects"`
 	// LeftOpen counts HTTP/1.1 connections which the server said or was told to close,
-	// and which it had not closed a quarter of a second later. No failure.
+	// and which it had not closed after Config.CloseWait. No failure.
 	LeftOpen int64 `json:"left_open"`
 
 	// Posts is the number of requests with a body among Requests, SentBytes the

@@ -15,9 +15,6 @@ import (
 const (
 	// refusedPause keeps a worker that cannot connect from spinning.
 	refusedPause = time.Millisecond
-	// closeWait is how long a client waits for the end of a connection that is
-	// over.
-	closeWait = 250 * time.Millisecond
 	// maxBehind is how many requests are pipelined behind another at most.
 	maxBehind = 3
 )
@@ -162,6 +159,7 @@ func (w *worker) connect(deadline time.Time) (net.Conn, outcome, error) {
 	if err != nil {
 		return nil, outcomeOfDial(r.ctx, err), err
 	}
+	conn = &resetConn{Conn: conn}
 	if r.cfg.TLS == nil {
 		return conn, ok, nil
 	}

@@ -106,7 +106,7 @@ func TestPageAndStatus(t *testing.T) {
 			t.Fatal(err)
 		}
 		if st.Generation != 7 || st.PID == 0 || st.Host == "" || st.Connections["active"] != 41 || st.Draining != drains ||
-			st.Uptime < 3600 || st.Uptime > 3700 || res.Header.Get("Cache-Control") != "no-store" {
+			st.Uptime < 3600 || st.Uptime > 7200 || res.Header.Get("Cache-Control") != "no-store" {
 			t.Errorf("status %+v", st)
 		}
 		if res, body := do(t, c, "GET", url+"/healthz", ""); res.StatusCode != 200 || body != "ok\n" {
@@ -202,7 +202,7 @@ func raw(t *testing.T, url, text string) *net.TCPConn {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { c.Close() })
-	c.SetDeadline(time.Now().Add(20 * time.Second))
+	c.SetDeadline(time.Now().Add(2 * time.Minute))
 	if _, err := io.WriteString(c, text); err != nil {
 		t.Fatal(err)
 	}
@@ -439,7 +439,7 @@ func TestEventsEndWithTheClient(t *testing.T) {
 	res.Body.Close()
 	select {
 	case <-ended:
-	case <-time.After(10 * time.Second):
+	case <-time.After(time.Minute):
 		t.Error("the handler goes on after its client has left")
 	}
 }

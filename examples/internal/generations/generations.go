@@ -20,7 +20,7 @@ import (
 )
 
 // Patience is how long a test waits for anything.
-const Patience = 30 * time.Second
+const Patience = 2 * time.Minute
 
 const variable = "HANDOVERD_EXAMPLE"
 
