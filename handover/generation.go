@@ -26,6 +26,7 @@ type Generation struct {
 
 	gate        *gate // the application's sockets
 	controlGate *gate
+	crashed     bool           // the last owner has, a moment or a week ago
 	control     *controlSocket // nil where the platform has none
 	word        *word          // nil where the platform has none
 	netns       netnsHandle

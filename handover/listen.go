@@ -8,6 +8,7 @@ import (
 	"os"
 	"slices"
 	"syscall"
+	"time"
 )
 
 // Listen gives the listener with that name: the inherited one, if network and
@@ -136,7 +137,26 @@ func (g *Generation) errMayNotAdd() error {
 }
 
 // bind makes a new socket, in the namespace of the set.
+//
+// When the last owner was killed a moment ago, the kernel may still be closing
+// its sockets, one after the other, though its lock is free: that is waited for.
 func (g *Generation) bind(ctx context.Context, kind Kind, name, network, address string) (*socket, error) {
+	for wait := time.Millisecond; ; wait = min(2*wait, 50*time.Millisecond) {
+		s, err := g.bindOnce(ctx, kind, name, network, address)
+		if !errors.Is(err, syscall.EADDRINUSE) || !g.crashed || time.Since(g.started) > g.cfg.StepTimeout {
+			return s, err
+		}
+		t := time.NewTimer(wait)
+		select {
+		case <-t.C:
+		case <-ctx.Done():
+			t.Stop()
+			return nil, err
+		}
+	}
+}
+
+func (g *Generation) bindOnce(ctx context.Context, kind Kind, name, network, address string) (*socket, error) {
 	if isUnixPath(network, address) {
 		if err := removeStale(network, address); err != nil {
 			return nil, err

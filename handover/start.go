@@ -137,14 +137,16 @@ func errNotPermitted(err error) error {
 
 // coldStart makes generation 1. With an error the lock stays the caller's.
 func coldStart(ctx context.Context, cfg Config, lockFD int) (*Generation, error) {
+	_, err := idOf(cfg.Socket)
+	crashed := err == nil
 	var borrowed map[string]*socket
 	if cfg.Holder != "" {
-		var err error
 		if borrowed, err = borrow(ctx, cfg); err != nil {
 			return nil, err
 		}
 	}
 	g := newGeneration(cfg, 1)
+	g.crashed = crashed
 	fail := func(err error) (*Generation, error) {
 		for _, s := range borrowed {
 			s.closeDescriptor()

@@ -205,9 +205,13 @@ func (r *receiver) batch(ctx context.Context, first int) (n int, err error) {
 		return 0, err
 	}
 	at(r.welcome.Next, "successor/sockets")
-	return len(cookies), r.step(ctx, "received", func(ctx context.Context) error {
+	err = r.step(ctx, "received", func(ctx context.Context) error {
 		return r.link.send(ctx, frameReceived{Type: typeReceived, First: first, Cookies: cookies})
 	})
+	if errors.Is(err, ErrPredecessorDied) && first+len(cookies) == r.welcome.Count {
+		err = nil // everything is here: follow finds out whose it is
+	}
+	return len(cookies), err
 }
 
 // take checks and keeps the descriptors of one batch. It consumes fds.
