@@ -9,7 +9,8 @@ FUZZ     ?= 200000x
 FUZZ_CONVERSATIONS ?= 2000x
 SOAK    ?= 1000
 # Modules of their own, since they need what the product does not.
-NESTED   = examples/grpc tests/bench tests/deploy
+NESTED   = examples/grpc tests/deploy
+BENCH    = tests/bench
 # One package after the other: beside others a test of takeovers under load
 # tells of the machine, not of the program.
 SERIAL   = -p 1
@@ -48,7 +49,7 @@ lint: ## formatting, vet on three systems, staticcheck
 	GOOS=darwin $(GO) vet $(PACKAGES)
 	GOOS=windows $(GO) vet $(PACKAGES)
 	$(GO) tool staticcheck $(PACKAGES)
-	@set -e; for m in $(NESTED); do (cd $$m && $(GO) vet ./... && $(GO) tool -modfile=$(CURDIR)/go.mod staticcheck ./...); done
+	@set -e; for m in $(NESTED) $(BENCH); do (cd $$m && $(GO) vet ./... && $(GO) tool -modfile=$(CURDIR)/go.mod staticcheck ./...); done
 
 .PHONY: fuzz
 fuzz: ## each fuzz test FUZZ times, whole conversations FUZZ_CONVERSATIONS times
