@@ -38,6 +38,8 @@ func measure(ctx context.Context, o *options) (*report.Results, error) {
 		return nil, err
 	}
 	defer l.close()
+	// A fork keeps its P until the exec is done, and clients should not wait for it.
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(runtime.NumCPU() + 1))
 	// The load generator's garbage collection should not be what is measured.
 	defer debug.SetGCPercent(debug.SetGCPercent(400))
 	b := &bench{opts: o, lab: l, started: time.Now(), services: make(map[string]service), timelines: make(map[string]*timeline)}

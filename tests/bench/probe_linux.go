@@ -9,13 +9,15 @@ import (
 	"time"
 )
 
-// probePause is between two questions of a probe.
-const probePause = 300 * time.Microsecond
+// probePause is between two questions of a probe while there are other clients,
+// and after a failure.
+const probePause = time.Millisecond
 
 // A probe asks on new connections until a generation answers.
 type probe struct {
-	site *site
-	want int
+	site  *site
+	want  int
+	pause time.Duration
 
 	found chan struct{} // closed when it has
 	ctx   context.Context
@@ -28,8 +30,8 @@ type probe struct {
 	failed   map[string]int64
 }
 
-func newProbe(s *site, want int) *probe {
-	p := &probe{site: s, want: want, found: make(chan struct{}), failed: make(map[string]int64)}
+func newProbe(s *site, want int, pause time.Duration) *probe {
+	p := &probe{site: s, want: want, pause: pause, found: make(chan struct{}), failed: make(map[string]int64)}
 	p.ctx, p.end = context.WithCancel(context.Background())
 	return p
 }
@@ -55,7 +57,10 @@ func (p *probe) ask() {
 		case err != nil:
 			p.failed["other"]++
 		}
-		time.Sleep(probePause)
+		if err != nil {
+			time.Sleep(probePause) // a refusal takes no time
+		}
+		time.Sleep(p.pause)
 	}
 }
 

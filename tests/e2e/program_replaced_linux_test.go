@@ -57,10 +57,10 @@ const (
 	// probed is a path of the listener itself, where the old program may answer,
 	// too.
 	probed = "http://192.0.2.1:8080/version"
-	// pidFile is there when nginx has its configuration and its listeners. An
-	// nginx with time to spare accepts all new connections, so that a probe does
-	// not get to the next one: its workers wait in a queue (EPOLLEXCLUSIVE), at
-	// the head of it.
+	// pidFile is there when nginx has its configuration and its listeners. A
+	// probe takes its time: the workers wait in a queue (EPOLLEXCLUSIVE), in which
+	// those of an idle nginx stay in front of the next one's until each has
+	// accepted 16 connections.
 	pidFile = "exec=test -s {dir}/nginx-{generation}.pid"
 )
 

@@ -80,7 +80,7 @@ func TestMissingIsNamed(t *testing.T) {
 
 // A target that only one run meets is not met.
 func TestTargetNeedsBothRuns(t *testing.T) {
-	const row = "| the lowest p99.9 around the takeover of its group, under each load |"
+	const row = "| the lowest p99.9 around the takeover of its group, under each load, of the requests that are answered |"
 	line := func(text string) string {
 		_, rest, _ := strings.Cut(text, row)
 		before, _, _ := strings.Cut(rest, "\n")
@@ -92,6 +92,22 @@ func TestTargetNeedsBothRuns(t *testing.T) {
 	}
 	if got := line(pageOf(t, good, bad)); !strings.HasSuffix(got, "| **no** |") || !strings.Contains(got, "not under pauses (services: one 2 ms, ours 20 ms)") {
 		t.Error(got)
+	}
+}
+
+// A peer that fails requests is not better for answering the others soon.
+func TestFailuresCountAsNeverAnswered(t *testing.T) {
+	r := run(high, low, high)
+	for i := range r.Upgrades {
+		if u := &r.Upgrades[i]; u.Contender == "one" {
+			u.Failed = map[string]int64{"reset": 1}
+		}
+	}
+	if text, met, known := lowest(tail)(r); met || !known {
+		t.Errorf("%q, %v, %v", text, met, known)
+	}
+	if text, met, known := lowest(tailOfAll)(r); !met || !known {
+		t.Errorf("%q, %v, %v", text, met, known)
 	}
 }
 
