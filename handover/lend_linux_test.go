@@ -138,26 +138,55 @@ func TestNobodyLends(t *testing.T) {
 	}
 }
 
-// A program that accepts for itself gets the very socket.
-func TestListenerFile(t *testing.T) {
+// A program that accepts for itself gets the very socket, of either kind,
+// whether new, inherited, or converted ahead. A successor gets it, too.
+func TestHeldSockets(t *testing.T) {
 	cfg := testConfig(t)
-	g := begin(t, cfg)
-	ln := listen(t, g, "web", "tcp", "127.0.0.1:0")
-	ready(t, g)
-	f, err := ln.(interface{ File() (*os.File, error) }).File()
+	var last *Generation
+	for range 3 {
+		g := begin(t, cfg)
+		for i := range 10 {
+			h, err := g.Hold(fmt.Sprint("web", i), "tcp", "127.0.0.1:0")
+			if err != nil {
+				t.Fatal(err)
+			}
+			if h.s.ln != nil || h.Kind != KindListener {
+				t.Fatalf("%+v is watched", h.Socket)
+			}
+		}
+		dns, err := g.Hold("dns", "", "")
+		if last == nil {
+			if !errors.Is(err, ErrNotFound) && err == nil {
+				t.Fatal("something was held that nobody has named")
+			}
+			dns, err = g.Hold("dns", "udp", "127.0.0.1:0")
+		}
+		if err != nil || dns.Kind != KindPacket {
+			t.Fatal(dns, err)
+		}
+		ready(t, g)
+		if last != nil {
+			last.Close()
+		}
+		last = g
+	}
+	var web *Held
+	last.do(func() { web = &Held{g: last, s: last.byName["web0"]} })
+	fd, err := web.Duplicate()
 	if err != nil {
 		t.Fatal(err)
 	}
+	f := os.NewFile(uintptr(fd), "web")
 	defer f.Close()
 	direct, err := net.FileListener(f)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer direct.Close()
-	dialAndForget(t, "tcp", ln.Addr().String())
+	dialAndForget(t, "tcp", direct.Addr().String())
 	acceptFrom(t, direct)
-	ln.Close()
-	if _, err := ln.(interface{ File() (*os.File, error) }).File(); !errors.Is(err, net.ErrClosed) {
-		t.Fatal(err)
+	last.Close()
+	if _, err := web.Duplicate(); err == nil {
+		t.Fatal("a descriptor of what is closed")
 	}
 }

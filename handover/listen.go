@@ -24,7 +24,7 @@ import (
 //
 // A new socket is made in the network namespace of the first generation.
 func (g *Generation) Listen(name, network, address string) (net.Listener, error) {
-	s, err := g.claim(name, KindListener, network, address)
+	s, err := g.claim(name, KindListener, network, address, false)
 	if err != nil {
 		return nil, fmt.Errorf("listen %s: %w", name, err)
 	}
@@ -34,15 +34,48 @@ func (g *Generation) Listen(name, network, address string) (net.Listener, error)
 // ListenPacket is Listen for datagram sockets: udp, udp4, udp6 or unixgram.
 // Reading waits as Accept does; writing does not.
 func (g *Generation) ListenPacket(name, network, address string) (net.PacketConn, error) {
-	s, err := g.claim(name, KindPacket, network, address)
+	s, err := g.claim(name, KindPacket, network, address, false)
 	if err != nil {
 		return nil, fmt.Errorf("listen %s: %w", name, err)
 	}
 	return &packetConn{g: g, s: s, pc: s.pc, way: s.way}, nil
 }
 
-// claim takes an inherited socket or makes a new one.
-func (g *Generation) claim(name string, kind Kind, network, address string) (*socket, error) {
+// Hold gives the socket with that name, as Listen or ListenPacket would, to an
+// application that does not accept from it: a holder, or one whose child does.
+// Nothing in this process waits for connections then, so that none wakes it.
+// An empty network takes what was inherited, of either kind.
+func (g *Generation) Hold(name, network, address string) (*Held, error) {
+	kind := kindOf(network)
+	if network == "" {
+		g.do(func() {
+			if s := g.inherited[name]; s != nil {
+				kind = s.Kind
+			}
+		})
+	}
+	s, err := g.claim(name, kind, network, address, true)
+	if err != nil {
+		return nil, fmt.Errorf("hold %s: %w", name, err)
+	}
+	return &Held{Socket: s.public(), g: g, s: s}, nil
+}
+
+// Held is a socket of the set that its application does not accept from.
+type Held struct {
+	Socket
+
+	g *Generation
+	s *socket
+}
+
+// Duplicate gives a new descriptor of the socket, which is close-on-exec and the
+// caller's to close. It shares O_NONBLOCK, which is set, with all other holders.
+func (h *Held) Duplicate() (fd int, err error) { return h.g.duplicate(h.s) }
+
+// claim takes an inherited socket or makes a new one. Package net lets go of
+// one that is held.
+func (g *Generation) claim(name string, kind Kind, network, address string, held bool) (*socket, error) {
 	if err := CheckName(name); err != nil {
 		return nil, err
 	}
@@ -65,6 +98,9 @@ func (g *Generation) claim(name string, kind Kind, network, address string) (*so
 	}
 	if s == old {
 		old = nil
+	}
+	if held {
+		s.release()
 	}
 	return s, g.enroll(s, old)
 }

@@ -3,7 +3,6 @@ package handover
 import (
 	"errors"
 	"net"
-	"os"
 	"time"
 )
 
@@ -49,11 +48,6 @@ func (l *listener) Close() error {
 	return nil
 }
 
-// File gives a duplicate of the socket, which the caller closes: for a program
-// that accepts for itself. As in package net it is in non-blocking mode, which
-// its holders share.
-func (l *listener) File() (*os.File, error) { return l.g.socketFile(l.s) }
-
 // SetDeadline bounds Accept.
 func (l *listener) SetDeadline(t time.Time) error { return l.way.setUserDeadline(t) }
 
@@ -91,9 +85,6 @@ func (p *packetConn) Close() error {
 	return nil
 }
 
-// File gives a duplicate of the socket. See listener.File.
-func (p *packetConn) File() (*os.File, error) { return p.g.socketFile(p.s) }
-
 // SetDeadline bounds ReadFrom and WriteTo.
 func (p *packetConn) SetDeadline(t time.Time) error {
 	return errors.Join(p.SetReadDeadline(t), p.SetWriteDeadline(t))
@@ -105,17 +96,15 @@ func (p *packetConn) SetReadDeadline(t time.Time) error { return p.way.setUserDe
 // SetWriteDeadline bounds WriteTo.
 func (p *packetConn) SetWriteDeadline(t time.Time) error { return p.pc.SetWriteDeadline(t) }
 
-// socketFile duplicates a socket of the set.
-func (g *Generation) socketFile(s *socket) (f *os.File, err error) {
+// duplicate duplicates a socket of the set.
+func (g *Generation) duplicate(s *socket) (fd int, err error) {
+	fd = -1
 	e := g.do(func() {
 		if g.byName[s.Name] != s {
 			err = net.ErrClosed
 			return
 		}
-		var fd int
-		if fd, err = dupFD(s.fd); err == nil {
-			f = os.NewFile(uintptr(fd), s.Name)
-		}
+		fd, err = dupFD(s.fd)
 	})
-	return f, errors.Join(e, err)
+	return fd, errors.Join(e, err)
 }

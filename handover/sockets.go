@@ -178,6 +178,17 @@ func (s *socket) hold(ln net.Listener, pc net.PacketConn) error {
 	return nil
 }
 
+// release takes the descriptor back from package net, whose poller watches what
+// it has. If that fails, for want of descriptors, it stays there.
+func (s *socket) release() {
+	fd, err := dupFD(s.fd)
+	if err != nil {
+		return
+	}
+	closeConn(s.ln, s.pc)
+	s.ln, s.pc, s.fd = nil, nil, fd
+}
+
 func isUnixPath(network, address string) bool {
 	return (network == "unix" || network == "unixpacket" || network == "unixgram") &&
 		address != "" && address[0] != '@' && address[0] != 0
@@ -200,8 +211,11 @@ func (s *socket) describe() error {
 
 // setDeadline gives what interrupts a pending accept or read.
 func (s *socket) setDeadline() func(time.Time) error {
-	if s.pc != nil {
+	switch {
+	case s.pc != nil:
 		return s.pc.SetReadDeadline
+	case s.ln == nil: // held: nobody waits
+		return func(time.Time) error { return nil }
 	}
 	return s.ln.(interface{ SetDeadline(time.Time) error }).SetDeadline
 }

@@ -7,6 +7,8 @@ import (
 	"strings"
 
 	"github.com/coreos/go-systemd/v22/daemon"
+
+	"github.com/handoverd/handoverd/handover"
 )
 
 // notifier tells the service manager, if there is one: sd_notify(3).
@@ -41,11 +43,12 @@ func (n *notifier) reloading() {
 
 // store has the service manager keep a copy of a socket under its name, for the
 // next start: FDSTORE=1 in sd_pid_notify_with_fds(3).
-func (n *notifier) store(name string, s filer) error {
-	f, err := s.File()
+func (n *notifier) store(s *handover.Held) error {
+	fd, err := s.Duplicate()
 	if err != nil {
 		return err
 	}
+	f := os.NewFile(uintptr(fd), s.Name)
 	defer f.Close()
-	return sendWithFile("FDSTORE=1\nFDNAME="+name, f)
+	return sendWithFile("FDSTORE=1\nFDNAME="+s.Name, f)
 }

@@ -33,17 +33,12 @@ func (*program) check(string, string) error { return nil }
 func (*program) stats() handover.Stats      { return handover.Stats{} }
 
 // take claims a socket for the program.
-func (p *program) take(l listenSpec, packet bool) error {
-	s, addr, err := p.a.claim(l, packet)
-	if err != nil {
-		return err
+func (p *program) take(l listenSpec, _ bool) error {
+	s, err := p.a.hold(l)
+	if err == nil {
+		p.sockets = append(p.sockets, child.Socket{Name: s.Name, Network: s.Network, Address: s.Address, Duplicate: s.Duplicate})
 	}
-	f, err := s.File()
-	if err != nil {
-		return fmt.Errorf("listener %s: %w", l.name, err)
-	}
-	p.sockets = append(p.sockets, child.Socket{Name: l.name, Network: addr.Network(), Address: addr.String(), File: f})
-	return nil
+	return err
 }
 
 // prepare starts the program and waits until it is ready. Until ownership is
@@ -149,11 +144,7 @@ func (p *program) abandon() {
 	}
 }
 
-func (p *program) close() {
-	for _, s := range p.sockets {
-		s.File.Close()
-	}
-}
+func (*program) close() {}
 
 // signal passes a signal on to the program.
 func (p *program) signal(sig syscall.Signal) {

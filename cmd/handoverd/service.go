@@ -4,8 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
-	"os"
 
 	"github.com/handoverd/handoverd/handover"
 )
@@ -64,12 +62,8 @@ func (a *app) fail(err error) {
 // holding is the service of a holder: it only keeps its sockets, for others.
 type holding struct {
 	a       *app
-	sockets []filer
-	names   []string
+	sockets []*handover.Held
 }
-
-// A filer is a socket of which there can be duplicates.
-type filer interface{ File() (*os.File, error) }
 
 func (*holding) check(string, string) error    { return nil }
 func (*holding) begin() error                  { return nil }
@@ -79,10 +73,10 @@ func (*holding) close()                        {}
 func (*holding) outcome() error                { return nil }
 func (*holding) stats() handover.Stats         { return handover.Stats{} }
 
-func (h *holding) take(l listenSpec, packet bool) error {
-	s, _, err := h.a.claim(l, packet)
+func (h *holding) take(l listenSpec, _ bool) error {
+	s, err := h.a.hold(l)
 	if err == nil {
-		h.sockets, h.names = append(h.sockets, s), append(h.names, l.name)
+		h.sockets = append(h.sockets, s)
 	}
 	return err
 }
@@ -92,27 +86,21 @@ func (h *holding) owned() {
 	if !h.a.opts.fdStore {
 		return
 	}
-	for i, s := range h.sockets {
-		if err := h.a.notify.store(h.names[i], s); err != nil {
-			h.a.log.Warn("socket not kept by the service manager", "name", h.names[i], "error", err)
+	for _, s := range h.sockets {
+		if err := h.a.notify.store(s); err != nil {
+			h.a.log.Warn("socket not kept by the service manager", "name", s.Name, "error", err)
 		}
 	}
 }
 
-// claim gets a socket that nobody accepts from here.
-func (a *app) claim(l listenSpec, packet bool) (filer, net.Addr, error) {
-	if packet {
-		pc, err := a.gen.ListenPacket(l.name, l.network, l.address)
-		if err != nil {
-			return nil, nil, listenError(l, err)
-		}
-		return pc.(filer), pc.LocalAddr(), nil
-	}
-	ln, err := a.gen.Listen(l.name, l.network, l.address)
+// hold gets a socket that nobody accepts from here.
+func (a *app) hold(l listenSpec) (*handover.Held, error) {
+	s, err := a.gen.Hold(l.name, l.network, l.address)
 	if err != nil {
-		return nil, nil, listenError(l, err)
+		return nil, listenError(l, err)
 	}
-	return ln.(filer), ln.Addr(), nil
+	a.log.Info("listening", "name", l.name, "network", s.Network, "address", s.Address)
+	return s, nil
 }
 
 func (*holding) drain(context.Context) report { return held{} }

@@ -28,9 +28,9 @@ type Socket struct {
 	Network string // as of net.Listen: tcp, udp, unix, ...
 	Address string // as its Addr().String(): "127.0.0.1:8080", "[::]:80", "/run/app", "@abstract"
 
-	// File is borrowed. It is neither closed nor changed, and must stay open
-	// until the program is done.
-	File *os.File
+	// Duplicate gives a new descriptor of the socket, close-on-exec, which is
+	// closed here. It is called before each start.
+	Duplicate func() (fd int, err error)
 }
 
 // packet tells whether the socket carries packets and not connections.
@@ -138,8 +138,8 @@ func (c Config) withDefaults() (Config, error) {
 		if err := checkName(s.Name); err != nil {
 			return c, err
 		}
-		if s.File == nil {
-			return c, fmt.Errorf("socket %q has no file", s.Name)
+		if s.Duplicate == nil {
+			return c, fmt.Errorf("socket %q has no descriptor", s.Name)
 		}
 	}
 	for _, text := range append(slices.Clone(c.Argv), c.Env...) {

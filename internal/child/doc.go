@@ -30,9 +30,9 @@
 // The sockets are passed as they are. O_NONBLOCK belongs to the open file
 // description that all holders share, and is set if Go opened the socket: a
 // program that expects its listeners to block has to poll or to clear it, as
-// most servers do anyway. Descriptors are borrowed: Start and restarts
-// duplicate what they pass, and nothing here closes or changes a socket. So
-// [Socket.File] must stay open until the program is done.
+// most servers do anyway. Start and each restart duplicate what they pass, and
+// nothing here changes a socket. [Socket.Duplicate] must work until the program
+// is done.
 //
 // Its standard input is /dev/null. Its standard output is this process', or
 // [Config.Stdout], inherited as it is. Its standard error is a pipe that is

@@ -480,7 +480,19 @@ func socketOf(t testing.TB, name, network, address string, s interface{ File() (
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { f.Close() })
-	return Socket{Name: name, Network: network, Address: address, File: f}
+	return Socket{Name: name, Network: network, Address: address, Duplicate: func() (int, error) { return duplicate(f) }}
+}
+
+// linkOf is what /proc shows for a socket.
+func linkOf(t testing.TB, s Socket) string {
+	t.Helper()
+	fd, err := s.Duplicate()
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := os.NewFile(uintptr(fd), s.Name)
+	defer f.Close()
+	return link(t, f)
 }
 
 // link is what /proc shows for a descriptor of this process.

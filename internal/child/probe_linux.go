@@ -3,6 +3,7 @@ package child
 import (
 	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -16,6 +17,10 @@ import (
 const (
 	minProbePause = 50 * time.Millisecond
 	maxProbePause = time.Second
+	// otherPause follows an answer of another process on the same socket. Some
+	// servers' workers accept by turns of many connections each (EPOLLEXCLUSIVE),
+	// so that it may take dozens of them until it is the new one's.
+	otherPause = 20 * time.Millisecond
 )
 
 // probe waits until the program is ready, or ctx ends. failed is told why an
@@ -39,7 +44,7 @@ func (p *Program) probe(ctx context.Context, pid int, failed func(error)) error 
 	case readyExec:
 		attempt = func(ctx context.Context) error { return p.probeExec(ctx, r.words, pid) }
 	}
-	for wait := minProbePause; ; wait = min(2*wait, maxProbePause) {
+	for next := minProbePause; ; {
 		limited, cancel := context.WithTimeout(ctx, r.ProbeTimeout)
 		err := attempt(limited)
 		cancel()
@@ -48,6 +53,10 @@ func (p *Program) probe(ctx context.Context, pid int, failed func(error)) error 
 		}
 		if ctx.Err() == nil {
 			failed(err)
+		}
+		wait := otherPause
+		if !errors.Is(err, errOtherAnswered) {
+			wait, next = next, min(2*next, maxProbePause)
 		}
 		if err := pause(ctx, wait); err != nil {
 			return err

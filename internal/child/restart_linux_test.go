@@ -72,7 +72,7 @@ func TestCrashIsFollowedByARestartAndNobodyIsRefused(t *testing.T) {
 	if b.PID == a.PID || b.PID != p.PID() {
 		t.Errorf("pids %d, %d, %d", a.PID, b.PID, p.PID())
 	}
-	if b.env("LISTEN_PID") != strconv.Itoa(b.PID) || b.FDs[firstFD] != link(t, socket.File) {
+	if b.env("LISTEN_PID") != strconv.Itoa(b.PID) || b.FDs[firstFD] != linkOf(t, socket) {
 		t.Errorf("LISTEN_PID=%s, descriptors %v", b.env("LISTEN_PID"), b.FDs)
 	}
 	b.do("serve")

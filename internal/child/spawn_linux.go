@@ -136,7 +136,7 @@ func (p *Program) prepare(inst *instance, path string, fds *descriptors) (status
 		return nil, err
 	}
 	for _, s := range c.Sockets {
-		if err := fds.add(duplicate(s.File)); err != nil {
+		if err := fds.add(s.Duplicate()); err != nil {
 			return nil, fmt.Errorf("socket %q: %w", s.Name, err)
 		}
 	}
@@ -216,7 +216,11 @@ func (i *instance) awaitExec(ctx context.Context, status *os.File, path string) 
 	if err := json.Unmarshal(b, failure); err != nil {
 		i.kill()
 		<-i.exited
-		return fmt.Errorf("start %s: the process ended (%v) before it executed the program; is child.Shim called first thing in main?", path, i.exit)
+		hint := ""
+		if i.exit.Signal == 0 {
+			hint = "; is child.Shim called first thing in main?"
+		}
+		return fmt.Errorf("start %s: the process ended (%v) before it executed the program%s", path, i.exit, hint)
 	}
 	return failure.explain(path)
 }

@@ -73,7 +73,7 @@ func TestProgramGetsItsSocketsAndNothingElse(t *testing.T) {
 		t.Errorf("standard input is %s", a.FDs[0])
 	}
 	for i, socket := range sockets {
-		if want := link(t, socket.File); a.FDs[firstFD+i] != want {
+		if want := linkOf(t, socket); a.FDs[firstFD+i] != want {
 			t.Errorf("descriptor %d is %s, want %s", firstFD+i, a.FDs[firstFD+i], want)
 		}
 	}
@@ -88,18 +88,14 @@ func TestProgramGetsItsSocketsAndNothingElse(t *testing.T) {
 	}
 	// Here nothing has changed.
 	for _, socket := range sockets {
-		rc, err := socket.File.SyscallConn()
+		fd, err := socket.Duplicate()
 		if err != nil {
 			t.Fatal(err)
 		}
-		rc.Control(func(fd uintptr) {
-			if flags, err := unix.FcntlInt(fd, unix.F_GETFL, 0); err != nil || flags&unix.O_NONBLOCK == 0 {
-				t.Errorf("socket %s: flags %#x, %v: not in non-blocking mode any more", socket.Name, flags, err)
-			}
-			if flags, err := unix.FcntlInt(fd, unix.F_GETFD, 0); err != nil || flags&unix.FD_CLOEXEC == 0 {
-				t.Errorf("socket %s: no close-on-exec any more, %v", socket.Name, err)
-			}
-		})
+		if flags, err := unix.FcntlInt(uintptr(fd), unix.F_GETFL, 0); err != nil || flags&unix.O_NONBLOCK == 0 {
+			t.Errorf("socket %s: flags %#x, %v: not in non-blocking mode any more", socket.Name, flags, err)
+		}
+		unix.Close(fd)
 	}
 }
 
@@ -129,7 +125,7 @@ func TestManySockets(t *testing.T) {
 	}
 	start(t, s.config(sockets...))
 	a := s.next()
-	if len(a.FDs) != firstFD+n || a.FDs[firstFD+n-1] != link(t, one.File) {
+	if len(a.FDs) != firstFD+n || a.FDs[firstFD+n-1] != linkOf(t, one) {
 		t.Errorf("%d descriptors, the last is %s", len(a.FDs), a.FDs[firstFD+n-1])
 	}
 	if names := strings.Split(a.env("LISTEN_FDNAMES"), ":"); len(names) != n || names[n-1] != "s299" {
