@@ -14,6 +14,9 @@ BENCH    = tests/bench
 # One package after the other: beside others a test of takeovers under load
 # tells of the machine, not of the program.
 SERIAL   = -p 1
+# Never from the cache, which knows nothing of the binaries and images that
+# tests build.
+FRESH    = -count=1
 # The race detector needs a C compiler.
 RACE    ?= $(if $(shell command -v $$($(GO) env CC) 2>/dev/null),-race)
 
@@ -34,12 +37,12 @@ run: ## watch a server being replaced under load (about 15 seconds)
 
 .PHONY: test
 test: ## all tests, with the race detector if there is a C compiler
-	$(GO) test $(RACE) $(SERIAL) -timeout 20m $(PACKAGES)
-	@set -e; for m in $(NESTED); do (cd $$m && $(GO) test $(RACE) $(SERIAL) -timeout 15m ./...); done
+	$(GO) test $(RACE) $(SERIAL) $(FRESH) -timeout 20m $(PACKAGES)
+	@set -e; for m in $(NESTED); do (cd $$m && $(GO) test $(RACE) $(SERIAL) $(FRESH) -timeout 15m ./...); done
 
 .PHONY: short
 short: ## the quick tests
-	$(GO) test $(RACE) $(SERIAL) -short -timeout 10m $(PACKAGES)
+	$(GO) test $(RACE) $(SERIAL) $(FRESH) -short -timeout 10m $(PACKAGES)
 	@set -e; for m in $(NESTED); do (cd $$m && $(GO) test $(RACE) -short -timeout 10m ./...); done
 
 .PHONY: lint
