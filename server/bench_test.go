@@ -2,6 +2,7 @@ package server
 
 import (
 	"bufio"
+	"context"
 	"io"
 	"net"
 	"net/http"
@@ -16,7 +17,19 @@ var contenders = []struct {
 }{
 	{"bare", func(h http.Handler) serverCloser { return &http.Server{Handler: h} }},
 	{"server", func(h http.Handler) serverCloser { return &Server{Server: http.Server{Handler: h}} }},
+	{"movable", func(h http.Handler) serverCloser { return &moverServer{Server{Server: http.Server{Handler: h}}} }},
 }
+
+// A moverServer's connections could be moved, if there were somebody to take them.
+type moverServer struct{ Server }
+
+func (s *moverServer) Serve(ln net.Listener) error { return s.Server.Serve(stayListener{ln}) }
+
+type stayListener struct{ net.Listener }
+
+func (stayListener) Movable() bool { return false }
+
+func (stayListener) MoveConn(context.Context, net.Conn, []byte, []byte) error { return ErrNotMovable }
 
 type serverCloser interface {
 	Serve(net.Listener) error

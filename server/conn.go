@@ -2,6 +2,7 @@ package server
 
 import (
 	"crypto/tls"
+	"errors"
 	"io"
 	"net"
 	"net/http"
@@ -71,6 +72,7 @@ func (l *listener) wrap(raw net.Conn) (net.Conn, bool) {
 		}
 	}
 	e := &entry{raw: raw, opaque: l.opaque}
+	e.pass.frugal = l.frugal && isPlain(raw)
 	if mover, ok := l.Listener.(Mover); ok && !l.opaque && isPlain(raw) {
 		e.pass.mover, e.pass.known = mover, true
 	}
@@ -150,6 +152,15 @@ func (c *unixConn) SetReadDeadline(t time.Time) error {
 
 func (c *otherConn) SetReadDeadline(t time.Time) error {
 	return c.entry.setReadDeadline(c.Conn, t)
+}
+
+// SetDeadline is what a hijacker may call.
+func (c *tcpConn) SetDeadline(t time.Time) error {
+	return errors.Join(c.SetReadDeadline(t), c.SetWriteDeadline(t))
+}
+
+func (c *unixConn) SetDeadline(t time.Time) error {
+	return errors.Join(c.SetReadDeadline(t), c.SetWriteDeadline(t))
 }
 
 // ReadFrom uses the connection's own, if it has one.

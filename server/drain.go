@@ -298,6 +298,6 @@ func (r *registry) finish() {
 		}
 	}
 	r.report.Stuck += len(r.listeners)
-	r.report.Remaining = int(r.running.Load()) + r.hooks
+	r.report.Remaining = int(r.running.total()) + r.hooks
 	r.report.Duration = r.now() - r.began
 }

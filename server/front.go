@@ -164,8 +164,9 @@ func (f *front) shutdownHTTP2() { f.h2.Shutdown(context.Background()) }
 // handler gets that one, with all that it can do.
 func (f *front) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	reg := &f.server.reg
-	ph := reg.enter()
-	defer reg.leave()
+	n := reg.running.of(r)
+	ph := reg.enter(n)
+	defer reg.leave(n)
 	switch ph {
 	case serving:
 	case stopped:

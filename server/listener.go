@@ -33,6 +33,7 @@ type listener struct {
 	net.Listener
 	reg    *registry
 	opaque bool // TLS is spoken on what it accepts
+	frugal bool // nobody else sets deadlines on what it accepts
 
 	times timeouts
 }

@@ -81,6 +81,8 @@ type passport struct {
 	waiting  atomic.Int32 // one of the three below
 	mu       sync.Mutex   // held while the deadline is set, among others
 	deadline time.Time    // net/http's, while new or idle
+	frugal   bool         // nobody but this package sets the socket's read deadline
+	undated  bool         // the socket has none, if frugal
 }
 
 const (
@@ -257,7 +259,7 @@ func (e *entry) endRead(c net.Conn) bool {
 	p.turn = true
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	c.SetReadDeadline(p.deadline)
+	p.setLocked(c, p.deadline)
 	return true
 }
 
@@ -294,7 +296,7 @@ func (e *entry) poke() {
 		p.mu.Lock()
 		defer p.mu.Unlock()
 		if p.waiting.CompareAndSwap(inRead, interrupted) {
-			e.raw.SetReadDeadline(time.Unix(1, 0))
+			p.setLocked(e.raw, time.Unix(1, 0))
 			return
 		}
 	}
@@ -343,16 +345,20 @@ func (e *entry) move(unread, state []byte) error {
 // setReadDeadline is net/http's SetReadDeadline.
 func (e *entry) setReadDeadline(c net.Conn, t time.Time) error {
 	st, _ := e.load()
-	if st != http.StateNew && st != http.StateIdle {
-		return c.SetReadDeadline(t)
-	}
-	e.setsDeadline(st)
 	p := &e.pass
-	if p.mover == nil && p.since.IsZero() {
+	between := st == http.StateNew || st == http.StateIdle
+	if between {
+		e.setsDeadline(st)
+	}
+	moves := between && (p.mover != nil || !p.since.IsZero())
+	if !moves && !p.frugal {
 		return c.SetReadDeadline(t)
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if !moves {
+		return p.setLocked(c, t)
+	}
 	if p.fresh {
 		return nil
 	}
@@ -363,7 +369,18 @@ func (e *entry) setReadDeadline(c net.Conn, t time.Time) error {
 	if p.waiting.Load() == interrupted {
 		return nil
 	}
-	return c.SetReadDeadline(t)
+	return p.setLocked(c, t)
+}
+
+// setLocked sets the deadline of the socket. net/http takes it away three times
+// between two requests, even where there is none.
+func (p *passport) setLocked(c net.Conn, t time.Time) error {
+	if p.undated && t.IsZero() {
+		return nil
+	}
+	err := c.SetReadDeadline(t)
+	p.undated = p.frugal && err == nil && t.IsZero()
+	return err
 }
 
 // arrive prepares a connection that was moved here. It is new to net/http, which
@@ -376,7 +393,7 @@ func (e *entry) arrive(unread []byte) {
 	p.fresh, p.blank, p.since = true, true, time.Now()
 	if p.times.idle > 0 {
 		p.deadline = p.since.Add(p.times.idle)
-		e.raw.SetReadDeadline(p.deadline)
+		p.setLocked(e.raw, p.deadline) // nobody else has it yet
 	}
 }
 
@@ -395,7 +412,7 @@ func (e *entry) begins() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.deadline = t
-	e.raw.SetReadDeadline(t)
+	p.setLocked(e.raw, t)
 }
 
 // entryOf finds the connection of a context. One that a user has derived from

@@ -31,7 +31,7 @@ const (
 // on it. Its zero value is ready to use.
 type registry struct {
 	phase   atomic.Int32
-	running atomic.Int64 // handlers
+	running running // handlers
 
 	mu        sync.Mutex
 	ready     bool // the fields below exist
@@ -265,15 +265,15 @@ func (r *registry) setState(e *entry, nc net.Conn, st http.ConnState) {
 	}
 }
 
-// enter and leave bracket every handler. enter reports the phase in which the
-// handler starts; in stopped it must not start.
-func (r *registry) enter() phase {
-	r.running.Add(1)
+// enter and leave bracket every handler, with the same counter of running. enter
+// reports the phase in which the handler starts; in stopped it must not start.
+func (r *registry) enter(n *atomic.Int64) phase {
+	n.Add(1)
 	return r.phase.Load()
 }
 
-func (r *registry) leave() {
-	if r.running.Add(-1) == 0 && r.phase.Load() != serving {
+func (r *registry) leave(n *atomic.Int64) {
+	if n.Add(-1) == 0 && r.phase.Load() != serving {
 		r.mu.Lock()
 		r.changedLocked()
 		r.mu.Unlock()
@@ -293,7 +293,7 @@ func (r *registry) changedLocked() {
 
 // quietLocked reports whether nothing is left that a stop must wait for.
 func (r *registry) quietLocked() bool {
-	return len(r.entries) == 0 && len(r.listeners) == 0 && r.closing == 0 && r.hooks == 0 && !r.poking && r.running.Load() == 0
+	return len(r.entries) == 0 && len(r.listeners) == 0 && r.closing == 0 && r.hooks == 0 && !r.poking && r.running.total() == 0
 }
 
 // goneLocked forgets a hijacked connection that was closed where that could not

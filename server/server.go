@@ -75,7 +75,7 @@ func (s *Server) Serve(ln net.Listener) error {
 	if times.header == 0 {
 		times.header = times.read
 	}
-	return f.serve(&listener{Listener: ln, reg: &s.reg, times: times})
+	return f.serve(&listener{Listener: ln, reg: &s.reg, times: times, frugal: s.alone(ln)})
 }
 
 // ServeTLS is Serve for connections that speak TLS. The files may be empty if
@@ -86,7 +86,20 @@ func (s *Server) ServeTLS(ln net.Listener, certFile, keyFile string) error {
 		ln.Close()
 		return err
 	}
-	return f.serveTLS(&listener{Listener: ln, reg: &s.reg, opaque: true}, certFile, keyFile)
+	return f.serveTLS(&listener{Listener: ln, reg: &s.reg, opaque: true, frugal: s.alone(ln)}, certFile, keyFile)
+}
+
+// alone reports whether nobody but this package can know the bare connections that
+// ln accepts, and set deadlines on them.
+func (s *Server) alone(ln net.Listener) bool {
+	if s.ConnState != nil || s.ConnContext != nil || s.OnHijackedDrain != nil {
+		return false
+	}
+	switch ln.(type) {
+	case *net.TCPListener, *net.UnixListener, Mover:
+		return true
+	}
+	return false
 }
 
 // ListenAndServe listens on the TCP address s.Addr, ":http" if it is empty, and

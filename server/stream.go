@@ -105,8 +105,9 @@ func (s *StreamServer) handle(ctx context.Context, e *entry) {
 	defer s.reg.remove(e)
 	defer e.cancel()
 	defer e.raw.Close()
-	s.reg.enter()
-	defer s.reg.leave()
+	n := s.reg.running.of(nil) // a connection is counted once, which costs nothing
+	s.reg.enter(n)
+	defer s.reg.leave(n)
 	defer s.recovered(e)
 	s.Handler(ctx, e.raw)
 }

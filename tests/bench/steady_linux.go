@@ -15,13 +15,15 @@ import (
 )
 
 // steadyServers are compared with the first one. The second is the first one
-// once more: how it differs is noise.
+// once more: how it differs is noise. The first ones are modes of one binary,
+// since where the linker has put the same code makes a difference of its own.
 func steadyServers(withGrace bool) []steadyServer {
-	plain := func(s *site) []string { return []string{s.lab.path("bin/plain"), "-listen", s.addr} }
 	all := []steadyServer{
-		{"net/http", plain},
-		{"net/http again", plain},
+		{"net/http", library("none")},
+		{"net/http again", library("none")},
+		{"handover and http.Server", library("shutdown")},
 		{"handover and server", library("server")},
+		{"net/http in a binary of its own", func(s *site) []string { return []string{s.lab.path("bin/plain"), "-listen", s.addr} }},
 	}
 	if withGrace {
 		all = append(all, steadyServer{"httpdown", func(s *site) []string { return []string{s.lab.path("bin/grace"), "-listen", s.addr} }})
@@ -43,7 +45,7 @@ func (v steadyServer) start(ctx context.Context, l *lab) (*spawned, error) {
 
 // measureSteady has servers take short turns.
 func measureSteady(ctx context.Context, l *lab, withGrace, short bool) ([]report.Steady, error) {
-	turns, turn, clients := 60, 200*time.Millisecond, 32
+	turns, turn, clients := 300, 50*time.Millisecond, 32
 	if short {
 		turns, turn, clients = 2, 50*time.Millisecond, 8
 	}

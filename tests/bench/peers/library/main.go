@@ -1,11 +1,13 @@
 // Command library is a web server in the way of this project: packages handover
-// and server, or with -drain shutdown handover and http.Server.Shutdown.
+// and server, or with -drain shutdown handover and http.Server.Shutdown. With
+// -drain none it is a bare http.Server that takes over nothing, in the same binary.
 package main
 
 import (
 	"context"
 	"flag"
 	"log"
+	"net"
 	"net/http"
 	"time"
 
@@ -17,7 +19,7 @@ import (
 var (
 	socket    = flag.String("socket", "", "control socket")
 	listen    = flag.String("listen", "127.0.0.1:0", "address of the first generation")
-	drain     = flag.String("drain", "server", "server or shutdown")
+	drain     = flag.String("drain", "server", "server, shutdown or none")
 	probation = flag.Duration("probation", 0, "of this generation")
 )
 
@@ -58,6 +60,13 @@ func newServer(h http.Handler) stopper {
 
 func run(ctx context.Context) error {
 	p := peer.New()
+	if *drain == "none" {
+		ln, err := net.Listen("tcp", *listen)
+		if err != nil {
+			return err
+		}
+		return peer.Serve(&http.Server{Handler: p.Handler()}, ln)
+	}
 	gen, err := handover.Start(ctx, handover.Config{Socket: *socket, Probation: *probation})
 	if err != nil {
 		return err
