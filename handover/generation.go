@@ -159,6 +159,7 @@ func (g *Generation) changePhase(next Phase, cause error) {
 	}
 	if next == PhaseOwner && g.steps.committed.IsZero() {
 		g.steps.committed = time.Now()
+		g.rehearseLater()
 	}
 	if next == PhaseDraining {
 		g.cause = cause

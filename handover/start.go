@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"sync"
 	"syscall"
 	"time"
 
@@ -53,6 +54,11 @@ func startOrTakeOver(ctx context.Context, cfg Config) (*Generation, error) {
 	}
 	if cfg.Holder != "" && cfg.Holder == cfg.Socket {
 		return nil, errors.New("the holder's control socket and this set's own are the same path: a holder is asked at its own, and services hand over at theirs")
+	}
+	if cfg.Mode != StartOnly {
+		var rehearsal sync.WaitGroup
+		rehearsal.Go(func() { rehearse(successorsFrames) })
+		defer rehearsal.Wait()
 	}
 	give := time.NewTimer(cfg.StepTimeout)
 	defer give.Stop()

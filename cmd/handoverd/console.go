@@ -4,9 +4,9 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strings"
 	"sync"
 
-	"github.com/schollz/progressbar/v3"
 	"golang.org/x/term"
 )
 
@@ -18,10 +18,10 @@ type console struct {
 	terminal bool
 	width    func() int
 
-	mu      sync.Mutex
-	bar     *progressbar.ProgressBar
-	subject string
-	max     int64
+	mu    sync.Mutex
+	last  progress
+	line  string // of progress, as it is shown; "" for none
+	turns int    // of the spinner
 }
 
 var _ io.Writer = (*console)(nil)
@@ -44,12 +44,12 @@ func newConsole(w io.Writer) *console {
 func (c *console) Write(p []byte) (int, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.bar == nil {
+	if c.line == "" {
 		return c.w.Write(p)
 	}
-	c.bar.Clear()
+	fmt.Fprint(c.w, eraseLine)
 	n, err := c.w.Write(p)
-	c.bar.RenderBlank()
+	fmt.Fprint(c.w, c.line)
 	return n, err
 }
 
@@ -62,64 +62,52 @@ func (c *console) say(format string, args ...any) {
 
 // progress is a line of progress.
 type progress struct {
-	subject  string // a new one begins a new bar
+	subject  string // of whom; a new one begins anew
 	text     string
 	now, max int64 // max 0: it is not known how much there is
 }
 
 const barWidth = 20
 
-// show puts p in place of the present line of progress.
+// eraseLine goes to the beginning of the line and erases it (ECMA-48, EL).
+const eraseLine = "\r\x1b[2K"
+
+// spinner turns while it is not known how much there is.
+var spinner = []rune("⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏")
+
+// show puts p in place of the present line of progress. What a terminal does not
+// take is lost, and nothing else.
 func (c *console) show(p progress) {
 	if !c.terminal {
 		return
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.bar == nil || c.subject != p.subject || c.max != p.max {
-		c.clearLocked()
-		c.bar, c.subject, c.max = c.newBar(p.max), p.subject, p.max
+	if c.line == "" || c.last.subject != p.subject {
+		c.turns = 0
 	}
+	c.last = p
+	text := []rune(p.text)
 	// The bar, the percentage, and the blanks around them.
-	if room := c.width() - barWidth - 12; len(p.text) > room {
-		p.text = p.text[:max(room, 0)]
+	if room := max(c.width()-barWidth-12, 0); len(text) > room {
+		text = text[:room]
 	}
-	// Both render; a full bar would be a finished one. What a terminal does
-	// not take is lost, and nothing else.
+	c.line = fmt.Sprintf("\r%c %s", spinner[c.turns%len(spinner)], string(text))
 	if p.max > 0 {
-		_ = c.bar.Set64(min(max(p.now, 0), p.max-1))
+		now := min(max(p.now, 0), p.max)
+		full := int(now * barWidth / p.max)
+		c.line = fmt.Sprintf("\r%3d%% %s%s %s", now*100/p.max, strings.Repeat("█", full), strings.Repeat("░", barWidth-full), string(text))
 	}
-	c.bar.Describe(p.text)
-}
-
-func (c *console) newBar(limit int64) *progressbar.ProgressBar {
-	options := []progressbar.Option{
-		progressbar.OptionSetWriter(c.w),
-		progressbar.OptionUseANSICodes(true),
-		progressbar.OptionSetElapsedTime(false),
-		progressbar.OptionSetPredictTime(false),
-		progressbar.OptionShowDescriptionAtLineEnd(),
-		progressbar.OptionSetWidth(barWidth),
-		progressbar.OptionSetSpinnerChangeInterval(0), // show turns it
-		progressbar.OptionSpinnerType(14),
-		progressbar.OptionSetTheme(progressbar.Theme{Saucer: "█", SaucerPadding: "░"}),
-	}
-	if limit <= 0 {
-		limit = -1
-	}
-	return progressbar.NewOptions64(limit, options...)
+	c.turns++
+	fmt.Fprint(c.w, eraseLine, c.line)
 }
 
 // clear removes the line of progress.
 func (c *console) clear() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.clearLocked()
-}
-
-func (c *console) clearLocked() {
-	if c.bar != nil {
-		c.bar.Clear()
-		c.bar = nil
+	if c.line != "" {
+		fmt.Fprint(c.w, eraseLine)
+		c.line = ""
 	}
 }

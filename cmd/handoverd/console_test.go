@@ -59,6 +59,10 @@ func TestConsoleKeepsLogAndProgressApart(t *testing.T) {
 			t.Errorf("%d columns: %q", len([]rune(line)), line)
 		}
 	}
+	c.show(progress{subject: "c", text: "half", now: 5, max: 10})
+	if got, want := screen(b.String()), " 50% ██████████░░░░░░░░░░ half"; got[len(got)-1] != want {
+		t.Errorf("the screen shows %q, want %q", got[len(got)-1], want)
+	}
 	c.clear()
 	got := strings.Join(screen(b.String()), "|")
 	if want := "log|log|log|log|said|"; got != want {

@@ -33,13 +33,42 @@ one for a moment, finishes its own requests and ends.`,
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return usagef("%w; see %q", err, cmd.CommandPath()+" --help")
 	})
-	root.AddCommand(
-		newServe(args), newTakeover(args),
-		newHold(args), newHealth(),
-		newStatus(), newStop(), newCommit(), newRollback(), newCheck(),
-		newVersion(),
-	)
+	for _, c := range commands(args) {
+		root.AddCommand(c)
+	}
+	// What makes the scripts of shells has to know all commands, and the others
+	// need not wait for it.
+	root.CompletionOptions.DisableDefaultCmd = len(root.Commands()) == 1
 	return root
+}
+
+// commands makes the command that the command line names, or all, if it names none
+// of them: the flags of all take longer to make than a takeover should.
+func commands(args []string) (all []*cobra.Command) {
+	constructors := []struct {
+		name string
+		make func() *cobra.Command
+	}{
+		{"serve", func() *cobra.Command { return newServe(args) }},
+		{"takeover", func() *cobra.Command { return newTakeover(args) }},
+		{"hold", func() *cobra.Command { return newHold(args) }},
+		{"health", newHealth},
+		{"status", newStatus},
+		{"stop", newStop},
+		{"commit", newCommit},
+		{"rollback", newRollback},
+		{"check", newCheck},
+		{"version", newVersion},
+	}
+	for _, c := range constructors {
+		if len(args) > 1 && args[1] == c.name {
+			return []*cobra.Command{c.make()}
+		}
+	}
+	for _, c := range constructors {
+		all = append(all, c.make())
+	}
+	return all
 }
 
 // noCommand answers a command line that names no command, or one that does

@@ -7,6 +7,7 @@ import (
 	"html/template"
 	"net/http"
 	"runtime"
+	"sync"
 	"time"
 )
 
@@ -63,7 +64,10 @@ func (s *site) healthz(w http.ResponseWriter, r *http.Request) {
 //go:embed page.html
 var pageText string
 
-var pageTemplate = template.Must(template.New("page").Parse(pageText))
+// Not at the start of the program, which somebody waits for.
+var pageTemplate = sync.OnceValue(func() *template.Template {
+	return template.Must(template.New("page").Parse(pageText))
+})
 
 func (s *site) page(w http.ResponseWriter, r *http.Request) {
 	nonce := rand.Text()
@@ -84,5 +88,5 @@ func (s *site) page(w http.ResponseWriter, r *http.Request) {
 	h.Set("Content-Security-Policy", "default-src 'none'; connect-src 'self'; style-src 'nonce-"+nonce+
 		"'; script-src 'nonce-"+nonce+"'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'")
 	// The page is small: an error here means that the client has gone.
-	_ = pageTemplate.Execute(w, data)
+	_ = pageTemplate().Execute(w, data)
 }

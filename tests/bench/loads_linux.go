@@ -26,7 +26,7 @@ const quiet = "quiet"
 func loads() []*loadKind {
 	const think = 20 * time.Millisecond
 	return []*loadKind{
-		{Load: report.Load{Name: quiet, About: "nobody, but one client that asks on new connections from the trigger on, to see when the new process answers", Plain: true}, every: 1},
+		{Load: report.Load{Name: quiet, About: "nobody, but one client that asks on new connections from the trigger on, one a millisecond after the other, to see when the new process answers", Plain: true}, every: 1},
 		{Load: report.Load{Name: "pauses", About: "64 clients that keep their connections and pause for 0 to 20 ms before each request (24 with gunicorn)", Keeps: true, Plain: true}, every: 1, timeline: true,
 			config: load.Config{Workers: 64, KeepAlive: true, Think: think}, workers: map[report.Group]int{report.Pythons: 24}},
 		{Load: report.Load{Name: "busy", About: "16 clients that keep their connections and never pause", Keeps: true, Plain: true}, every: 1,

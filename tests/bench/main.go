@@ -27,6 +27,7 @@ type options struct {
 	rounds  int
 	only    string
 	parts   string
+	loads   string
 	fetch   bool
 	out     string
 	render  string
@@ -40,6 +41,7 @@ func command(ctx context.Context, args []string) error {
 	f.IntVar(&o.rounds, "rounds", 0, "how often each contender is replaced under the main loads (default 5)")
 	f.StringVar(&o.only, "only", "", "measure only contenders with these `NAMES`, separated by commas")
 	f.StringVar(&o.parts, "parts", "", "measure only these `PARTS`: upgrades, passing, scaling, steady, idle")
+	f.StringVar(&o.loads, "loads", "", "upgrade only under these `LOADS`")
 	f.BoolVar(&o.fetch, "fetch", true, "fetch the module of a contender that the machine does not have")
 	f.StringVar(&o.out, "o", "", "`DIRECTORY` for the page, plots and figures; its benchmarks.json is what -render and -confirm read")
 	f.StringVar(&o.render, "render", "", "measure nothing: render the results in `FILE`")

@@ -119,6 +119,10 @@ func (b *bench) upgrades(ctx context.Context) error {
 		rounds = 1
 		kinds = slices.DeleteFunc(kinds, func(k *loadKind) bool { return !k.timeline && k.Name != quiet && k.Name != "http2" })
 	}
+	if b.opts.loads != "" {
+		wanted := strings.Split(b.opts.loads, ",")
+		kinds = slices.DeleteFunc(kinds, func(k *loadKind) bool { return !slices.Contains(wanted, k.Name) })
+	}
 	for _, k := range kinds {
 		b.out.Loads = append(b.out.Loads, k.Load)
 	}
@@ -200,7 +204,9 @@ func (b *bench) endServices() {
 }
 
 func (b *bench) passing(ctx context.Context) (err error) {
-	b.out.Passing, err = measurePassing(ctx, b.lab, b.opts.short)
+	if b.out.RoundTrips, err = measureRoundTrips(ctx, b.lab, b.opts.short); err == nil {
+		b.out.Passing, err = measurePassing(ctx, b.lab, b.opts.short)
+	}
 	return err
 }
 

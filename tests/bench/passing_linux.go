@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"runtime"
 	"time"
 	"unsafe"
 
@@ -23,17 +24,18 @@ func passingSizes(short bool) []int {
 	return []int{1, 16, scm.MaxFDs, 1000, 10_000}
 }
 
-// repetitions are enough for a median: the small ones are cheap.
-func repetitions(size int, short bool) int {
+// repetitions are enough for a median, and batch is how many passes in a row make
+// one of them: the first ones after a change pay for it.
+func repetitions(size int, short bool) (again, batch int) {
 	switch {
 	case short:
-		return 5
+		return 5, 2
 	case size <= scm.MaxFDs:
-		return 400
+		return 100, 10
 	case size <= 1000:
-		return 100
+		return 60, 4
 	}
-	return 20
+	return 20, 1
 }
 
 // measurePassing passes descriptors with bare system calls and with package scm
@@ -42,7 +44,7 @@ func measurePassing(ctx context.Context, l *lab, short bool) (all []report.Passi
 	for _, kind := range []string{"sockets", "connections"} {
 		for _, n := range passingSizes(short) {
 			row := report.Passing{Kind: kind, Count: n}
-			if err := passHere(ctx, &row, repetitions(n, short)); err != nil {
+			if err := passHere(ctx, &row, short); err != nil {
 				return all, err
 			}
 			all = append(all, row)
@@ -59,6 +61,50 @@ func measurePassing(ctx context.Context, l *lab, short bool) (all []report.Passi
 		if err := passBetween(ctx, l, &all[i], again); err != nil {
 			return all, err
 		}
+	}
+	return all, nil
+}
+
+// measureRoundTrips sends single messages to a process that does nothing but send
+// them back, by package net. Both sleep in between, as the sides of a takeover do
+// while they wait for each other. No conversation of two such processes is faster.
+func measureRoundTrips(ctx context.Context, l *lab, short bool) (all []time.Duration, err error) {
+	n := 200
+	if short {
+		n = 10
+	}
+	s := &site{lab: l, name: l.unique("echo"), dir: l.dir}
+	path := l.path(s.name)
+	ln, err := net.ListenUnix("unixpacket", &net.UnixAddr{Net: "unixpacket", Name: path})
+	if err != nil {
+		return nil, err
+	}
+	defer ln.Close()
+	p, err := s.run([]string{l.path("bin/taker"), "-echo", "-socket", path, "-n", fmt.Sprint(n)})
+	if err != nil {
+		return nil, err
+	}
+	defer s.stop()
+	ln.SetDeadline(time.Now().Add(patience))
+	c, err := ln.AcceptUnix()
+	if err != nil {
+		return nil, fmt.Errorf("%w: %s", err, p.tail())
+	}
+	defer c.Close()
+	c.SetDeadline(time.Now().Add(patience))
+	b := make([]byte, 64)
+	for range n {
+		if err := sleep(ctx, 3*time.Millisecond); err != nil {
+			return nil, err
+		}
+		began := time.Now()
+		if _, err := c.Write(b); err != nil {
+			return nil, err
+		}
+		if _, err := c.Read(b); err != nil {
+			return nil, err
+		}
+		all = append(all, time.Since(began))
 	}
 	return all, nil
 }
@@ -122,7 +168,7 @@ func newDescriptors(kind string, n int) (*descriptors, error) {
 }
 
 // passHere passes within this process, with and without package scm in turns.
-func passHere(ctx context.Context, row *report.Passing, again int) error {
+func passHere(ctx context.Context, row *report.Passing, short bool) error {
 	d, err := newDescriptors(row.Kind, row.Count)
 	if err != nil {
 		return err
@@ -138,6 +184,10 @@ func passHere(ctx context.Context, row *report.Passing, again int) error {
 		return err
 	}
 	defer ours.close()
+	// With one processor no thread of the runtime sleeps in epoll_wait(2). It would be
+	// woken by each message to a socket that the runtime watches, whoever sends it.
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1))
+	again, batch := repetitions(row.Count, short)
 	for i := range again + 1 {
 		if ctx.Err() != nil {
 			return ctx.Err()
@@ -149,8 +199,12 @@ func passHere(ctx context.Context, row *report.Passing, again int) error {
 			if which == 1 {
 				pass = ours.pass
 			}
-			if times[which], err = passAll(d.fds, pass); err != nil {
-				return err
+			for range batch {
+				took, err := passAll(d.fds, pass)
+				if err != nil {
+					return err
+				}
+				times[which] += took / time.Duration(batch)
 			}
 		}
 		if i > 0 { // the first one warms up

@@ -9,15 +9,14 @@ import (
 	"time"
 )
 
-// probePause is between two questions of a probe while there are other clients,
-// and after a failure.
+// probePause is between two questions of a probe. Without it, it and the server
+// that answers would keep a processor busy, for which the new process has to wait.
 const probePause = time.Millisecond
 
 // A probe asks on new connections until a generation answers.
 type probe struct {
-	site  *site
-	want  int
-	pause time.Duration
+	site *site
+	want int
 
 	found chan struct{} // closed when it has
 	ctx   context.Context
@@ -30,8 +29,8 @@ type probe struct {
 	failed   map[string]int64
 }
 
-func newProbe(s *site, want int, pause time.Duration) *probe {
-	p := &probe{site: s, want: want, pause: pause, found: make(chan struct{}), failed: make(map[string]int64)}
+func newProbe(s *site, want int) *probe {
+	p := &probe{site: s, want: want, found: make(chan struct{}), failed: make(map[string]int64)}
 	p.ctx, p.end = context.WithCancel(context.Background())
 	return p
 }
@@ -57,10 +56,7 @@ func (p *probe) ask() {
 		case err != nil:
 			p.failed["other"]++
 		}
-		if err != nil {
-			time.Sleep(probePause) // a refusal takes no time
-		}
-		time.Sleep(p.pause)
+		time.Sleep(probePause)
 	}
 }
 

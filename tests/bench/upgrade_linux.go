@@ -97,11 +97,7 @@ func (r *round) run(ctx context.Context, tl *timeline) error {
 // begin starts the upgrade, and says in upgraded how it went. The counts at the
 // end of the window go into end, and the end of the old process into r.out.
 func (r *round) begin(ctx context.Context, deaths *deathwatch, end chan<- load.Result) (*probe, <-chan error) {
-	pause := time.Duration(0)
-	if r.clients != nil {
-		pause = probePause
-	}
-	p := newProbe(r.service.base(), r.service.base().generation+1, pause)
+	p := newProbe(r.service.base(), r.service.base().generation+1)
 	upgraded := make(chan error, 1)
 	begun := false
 	u := &upgrading{served: p.found, trigger: func() {

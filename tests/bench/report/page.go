@@ -158,7 +158,7 @@ func (p *page) contenders() {
 func (p *page) loads() {
 	s := p.r.Settings
 	p.line("## Upgrades under load")
-	p.line("Clients check each answer and never retry. Latency is that of the %v before the trigger (*steady*) and of the %v from it on; a request that failed has none. \"Made anew\" are connections that clients had to make again, announced by the server (`Connection: close`, GOAWAY) or not. The first answer is that of the new process to a client that asks on new connections all the time. An old process has not ended if it is there %v after the trigger.", s.Steady, s.Window, s.Patience)
+	p.line("Clients check each answer and never retry. Latency is that of the %v before the trigger (*steady*) and of the %v from it on; a request that failed has none. \"Made anew\" are connections that clients had to make again, announced by the server (`Connection: close`, GOAWAY) or not. The first answer is that of the new process to a client that asks on one new connection after the other, with a millisecond between them. An old process has not ended if it is there %v after the trigger.", s.Steady, s.Window, s.Patience)
 	p.line("![latency around an upgrade](img/takeover.svg)")
 	p.line("*Latency around an upgrade under the load \"pauses\": median and longest of each %v, all rounds together. A red cross is a failed request.*", s.Slot)
 	for _, l := range p.r.Loads {
@@ -276,13 +276,16 @@ func (p *page) passing() {
 		return
 	}
 	p.line("## The kernel's limit")
-	p.line("What it takes to pass descriptors from one process to another. *Bare* is sendmsg(2) and recvmsg(2) with SCM_RIGHTS and nothing else, in messages of 253 at most, in one process; package scm takes turns with it there.")
+	p.line("What it takes to pass descriptors from one process to another. *Bare* is sendmsg(2) and recvmsg(2) with SCM_RIGHTS and nothing else, in messages of 253 at most, in one process with one processor; package scm takes turns with it there. (With more processors an idle thread of the runtime is woken by each message to a socket that Go watches, whoever sends it.)")
 	rows := [][]string{{"", "number", "bare", "package scm", "ratio"}}
 	for _, x := range p.r.Passing {
 		rows = append(rows, []string{x.Kind, fmt.Sprint(x.Count), duration(spread(x.Bare).Median), duration(spread(x.SCM).Median),
 			quartered(spread(ratios(x.SCM, x.Bare)), digits)})
 	}
 	p.table(rows)
+	if trip := spread(p.r.RoundTrips); trip.N > 0 {
+		p.line("A message of 64 bytes to another process, by package net, and its answer, when both have slept for 3 ms: %s. A takeover has three such round trips, the last one from *ready* to ownership.", ranged(trip, duration))
+	}
 	p.line("The times are medians; the ratio is the median of the repetitions' ratios, with the quartiles.")
 	p.line("Below, a process that has just been started receives sockets: by bare system calls, from connect(2) to the last recvmsg(2); the same, and then a listener (net.FileListener) with an accept pending for each, which is the least that a server in Go can do with them; and by package handover, from the dial until all sockets have arrived and are checked, and until it owns them, with an accept pending on each. All of these processes begin with a small table of descriptors, as a server does, which the kernel has to enlarge meanwhile. Ratios are those of the medians.")
 	rows = [][]string{{"sockets", "bare", "bare, listening", "handover, arrived", "to bare", "whole handover", "to bare", "to bare, listening"}}

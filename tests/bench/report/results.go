@@ -12,20 +12,21 @@ import (
 
 // Results are all figures of one run. Durations are in nanoseconds.
 type Results struct {
-	Machine    Machine       `json:"machine"`
-	Started    time.Time     `json:"started"`
-	Took       time.Duration `json:"took_ns"`
-	Short      bool          `json:"short,omitempty"` // too short to mean anything
-	Settings   Settings      `json:"settings"`
-	Contenders []Contender   `json:"contenders"`
-	Loads      []Load        `json:"loads"`
-	Upgrades   []Upgrade     `json:"upgrades"`
-	Timelines  []Timeline    `json:"timelines"`
-	Passing    []Passing     `json:"passing"`
-	Takeovers  []Point       `json:"takeovers"` // of Size sockets, from the dial to the grant
-	Moves      []Point       `json:"moves"`     // of Size idle connections, until the old process has none
-	Steady     []Steady      `json:"steady"`
-	Idle       []Idle        `json:"idle"`
+	Machine    Machine         `json:"machine"`
+	Started    time.Time       `json:"started"`
+	Took       time.Duration   `json:"took_ns"`
+	Short      bool            `json:"short,omitempty"` // too short to mean anything
+	Settings   Settings        `json:"settings"`
+	Contenders []Contender     `json:"contenders"`
+	Loads      []Load          `json:"loads"`
+	Upgrades   []Upgrade       `json:"upgrades"`
+	Timelines  []Timeline      `json:"timelines"`
+	Passing    []Passing       `json:"passing"`
+	RoundTrips []time.Duration `json:"round_trips_ns"` // a message to another process that sleeps, and its answer
+	Takeovers  []Point         `json:"takeovers"`      // of Size sockets, from the dial to the grant
+	Moves      []Point         `json:"moves"`          // of Size idle connections, until the old process has none
+	Steady     []Steady        `json:"steady"`
+	Idle       []Idle          `json:"idle"`
 }
 
 // Machine is where the run was made, and of what.

@@ -24,11 +24,15 @@ func main() {
 	socket := flag.String("socket", "", "control socket")
 	n := flag.Int("n", 1, "how many sockets")
 	bare := flag.Bool("bare", false, "nothing but system calls")
+	echo := flag.Bool("echo", false, "send messages back, nothing else")
 	listen := flag.Bool("listen", false, "with -bare: make a listener of each, with an accept pending")
 	flag.Parse()
 	take := takeOver
 	if *bare {
 		take = func(socket string, n int) error { return receive(socket, n, *listen) }
+	}
+	if *echo {
+		take = sendBack
 	}
 	if err := take(*socket, *n); err != nil {
 		log.Fatal(err)
@@ -61,6 +65,26 @@ func takeOver(socket string, n int) error {
 	whole := time.Since(began)
 	p.Tell("took", micros(sockets), micros(ready), micros(whole))
 	<-gen.Superseded()
+	return nil
+}
+
+// sendBack sends n messages back.
+func sendBack(socket string, n int) error {
+	c, err := net.Dial("unixpacket", socket)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	b := make([]byte, 64)
+	for range n {
+		k, err := c.Read(b)
+		if err == nil {
+			_, err = c.Write(b[:k])
+		}
+		if err != nil {
+			return err
+		}
+	}
 	return nil
 }
 
