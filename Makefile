@@ -9,8 +9,7 @@ FUZZ     ?= 200000x
 FUZZ_CONVERSATIONS ?= 2000x
 SOAK    ?= 1000
 # Modules of their own, since they need what the product does not.
-NESTED   = examples/grpc tests/deploy
-BENCH    = tests/bench
+NESTED   = examples/grpc tests/deploy tests/bench
 # One package after the other: beside others a test of takeovers under load
 # tells of the machine, not of the program.
 SERIAL   = -p 1
@@ -52,7 +51,7 @@ lint: ## formatting, vet on three systems, staticcheck
 	GOOS=darwin $(GO) vet $(PACKAGES)
 	GOOS=windows $(GO) vet $(PACKAGES)
 	$(GO) tool staticcheck $(PACKAGES)
-	@set -e; for m in $(NESTED) $(BENCH); do (cd $$m && $(GO) vet ./... && $(GO) tool -modfile=$(CURDIR)/go.mod staticcheck ./...); done
+	@set -e; for m in $(NESTED); do (cd $$m && $(GO) vet ./... && $(GO) tool -modfile=$(CURDIR)/go.mod staticcheck ./...); done
 
 .PHONY: fuzz
 fuzz: ## each fuzz test FUZZ times, whole conversations FUZZ_CONVERSATIONS times
@@ -74,7 +73,7 @@ faults: ## every fault at every step of a takeover; writes docs/faults.md (some 
 	$(GO) test ./tests/faults -run '^TestMatrix$$' -matrix $(CURDIR)/docs/faults.md -timeout 0 -v
 
 .PHONY: bench
-bench: ## side by side with other ways to do it; writes docs/benchmarks.md (ten minutes)
+bench: ## side by side with other ways to do it; writes docs/benchmarks.md (a quarter of an hour)
 	cd tests/bench && $(GO) run . -o ../../docs
 
 .PHONY: hotpaths

@@ -55,6 +55,20 @@ func TestUsageErrors(t *testing.T) {
 	b.wantRun(exitDone, "HANDOVERD_DRAIN_TIMEOUT", "serve", "--help")
 }
 
+// A command that is named is made alone, and must be the same as among all.
+func TestEachCommandGoesByItsName(t *testing.T) {
+	all := commands([]string{"handoverd"})
+	if len(all) < 10 {
+		t.Errorf("%d commands", len(all))
+	}
+	for _, c := range all {
+		one := commands([]string{"handoverd", c.Name()})
+		if len(one) != 1 || one[0].Name() != c.Name() || one[0].Short != c.Short {
+			t.Errorf("%s: %d commands instead", c.Name(), len(one))
+		}
+	}
+}
+
 func TestNobodyThere(t *testing.T) {
 	b := newBench(t)
 	for _, command := range []string{"takeover", "status", "stop", "commit", "rollback"} {
