@@ -214,7 +214,10 @@ func (e *entry) reading(n int) {
 // another one when they are there. If it is TLS that hides its bytes, that is
 // how their coming is noticed.
 func (e *entry) setsDeadline(st http.ConnState) {
-	if st == http.StateIdle && e.waits.Add(1) > 1 && e.opaque {
+	if st != http.StateIdle || e.waits.Load() > 1 {
+		return
+	}
+	if e.waits.Add(1) > 1 && e.opaque {
 		e.got.Store(true)
 	}
 }

@@ -82,7 +82,7 @@ type passport struct {
 	mu       sync.Mutex   // held while the deadline is set, among others
 	deadline time.Time    // net/http's, while new or idle
 	frugal   bool         // nobody but this package sets the socket's read deadline
-	undated  bool         // the socket has none, if frugal
+	undated  atomic.Bool  // it has none, nor wants net/http one; set only if frugal
 }
 
 const (
@@ -137,7 +137,7 @@ func (p *passport) note(b []byte) {
 		p.forget()
 		return
 	}
-	if len(p.head) == 0 && bytes.Contains(b, headEnd) { // nearly always
+	if len(p.head) == 0 && (bytes.HasSuffix(b, headEnd) || bytes.Contains(b, headEnd)) { // nearly always
 		p.forget()
 		return
 	}
@@ -259,7 +259,7 @@ func (e *entry) endRead(c net.Conn) bool {
 	p.turn = true
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.setLocked(c, p.deadline)
+	c.SetReadDeadline(p.deadline)
 	return true
 }
 
@@ -296,7 +296,7 @@ func (e *entry) poke() {
 		p.mu.Lock()
 		defer p.mu.Unlock()
 		if p.waiting.CompareAndSwap(inRead, interrupted) {
-			p.setLocked(e.raw, time.Unix(1, 0))
+			e.raw.SetReadDeadline(time.Unix(1, 0)) // until endRead: still undated, if it was
 			return
 		}
 	}
@@ -350,6 +350,9 @@ func (e *entry) setReadDeadline(c net.Conn, t time.Time) error {
 	if between {
 		e.setsDeadline(st)
 	}
+	if t.IsZero() && p.undated.Load() {
+		return nil // net/http takes it away three times between two requests
+	}
 	moves := between && (p.mover != nil || !p.since.IsZero())
 	if !moves && !p.frugal {
 		return c.SetReadDeadline(t)
@@ -372,14 +375,15 @@ func (e *entry) setReadDeadline(c net.Conn, t time.Time) error {
 	return p.setLocked(c, t)
 }
 
-// setLocked sets the deadline of the socket. net/http takes it away three times
-// between two requests, even where there is none.
+// setLocked sets the deadline of the socket to what net/http wants.
 func (p *passport) setLocked(c net.Conn, t time.Time) error {
-	if p.undated && t.IsZero() {
-		return nil
+	if p.frugal && p.undated.Load() {
+		p.undated.Store(false) // before: who takes the deadline away must not miss it
 	}
 	err := c.SetReadDeadline(t)
-	p.undated = p.frugal && err == nil && t.IsZero()
+	if p.frugal && err == nil && t.IsZero() {
+		p.undated.Store(true)
+	}
 	return err
 }
 

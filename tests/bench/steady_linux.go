@@ -45,7 +45,7 @@ func (v steadyServer) start(ctx context.Context, l *lab) (*spawned, error) {
 
 // measureSteady has servers take short turns.
 func measureSteady(ctx context.Context, l *lab, withGrace, short bool) ([]report.Steady, error) {
-	turns, turn, clients := 300, 50*time.Millisecond, 32
+	turns, turn, clients := 400, 50*time.Millisecond, 32
 	if short {
 		turns, turn, clients = 2, 50*time.Millisecond, 8
 	}
