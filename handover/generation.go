@@ -56,6 +56,7 @@ type Generation struct {
 	inherited map[string]*socket
 	reserved  map[string]bool // names that a Listen in progress will use
 	unclaimed []Socket
+	rehearsal *time.Timer
 	gaveUp    bool      // the set has ended: its paths are removed
 	closing   bool      // Close does not wait for anybody any more
 	dropped   []*socket // closed ones whose path is removed when ownership is settled here
@@ -162,6 +163,7 @@ func (g *Generation) changePhase(next Phase, cause error) {
 		g.rehearseLater()
 	}
 	if next == PhaseDraining {
+		g.rehearseNoMore()
 		g.cause = cause
 		close(g.superseded)
 	}

@@ -18,16 +18,18 @@ const calm = time.Second
 
 // rehearseLater has the owner rehearse. It runs on run.
 func (g *Generation) rehearseLater() {
-	g.wg.Go(func() {
-		t := time.NewTimer(calm)
-		defer t.Stop()
-		select {
-		case <-t.C:
-			rehearse(ownersFrames)
-		case <-g.superseded:
-		case <-g.ctx.Done():
-		}
+	g.wg.Add(1)
+	g.rehearsal = time.AfterFunc(calm, func() {
+		defer g.wg.Done()
+		rehearse(ownersFrames)
 	})
+}
+
+// rehearseNoMore calls it off. It runs on run.
+func (g *Generation) rehearseNoMore() {
+	if g.rehearsal != nil && g.rehearsal.Stop() {
+		g.wg.Done()
+	}
 }
 
 // Frames of a takeover in their order, and what each side has to do with them.

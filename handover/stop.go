@@ -247,6 +247,7 @@ func (g *Generation) shutdown() {
 // the conversation with it does so, when its context ends. It runs on run.
 func (g *Generation) stopHere() {
 	g.closing = true // a takeover that fails from now on gives up, too
+	g.rehearseNoMore()
 	switch g.phase {
 	case PhaseOwner:
 		g.giveUp(ErrStopRequested)

@@ -94,7 +94,7 @@ func (p *page) head() {
 		{"date", fmt.Sprintf("%s UTC, %.0f minutes", r.Started.UTC().Format("2006-01-02 15:04"), r.Took.Minutes())},
 	}
 	if s := p.second; s != nil {
-		rows = append(rows, []string{"confirmed by", fmt.Sprintf("a second run of %s UTC, on %s", s.Started.UTC().Format("2006-01-02 15:04"), s.Machine.Kernel)})
+		rows = append(rows, []string{"confirmed by", fmt.Sprintf("a second run of %s UTC, of handoverd %s, on %s", s.Started.UTC().Format("2006-01-02 15:04"), s.Machine.Revision, s.Machine.Kernel)})
 	}
 	p.table(rows)
 	if p.second == nil {
