@@ -54,6 +54,7 @@ func TestVerdictsOnNamespaces(t *testing.T) {
 	if !errors.Is(err, ErrForeignNetns) || !strings.Contains(err.Error(), "lost its network device") {
 		t.Errorf("from outside: %v", err)
 	}
+	awaitPhase(t, a, PhaseOwner) // it learns of that a moment later
 	cfg.ForeignNetns = true
 	b := begin(t, cfg)
 	listen(t, b, "web", "", "")
