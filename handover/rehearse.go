@@ -2,6 +2,7 @@ package handover
 
 import (
 	"encoding/json"
+	"sync"
 	"time"
 )
 
@@ -21,7 +22,7 @@ func (g *Generation) rehearseLater() {
 	g.wg.Add(1)
 	g.rehearsal = time.AfterFunc(calm, func() {
 		defer g.wg.Done()
-		rehearse(ownersFrames)
+		rehearseOwner()
 	})
 }
 
@@ -61,6 +62,12 @@ type rehearsal struct {
 	frame any
 	reads bool
 }
+
+// Once in a process is enough: after that nothing is new.
+var (
+	rehearseOwner     = sync.OnceFunc(func() { rehearse(ownersFrames) })
+	rehearseSuccessor = sync.OnceFunc(func() { rehearse(successorsFrames) })
+)
 
 // rehearse writes and reads frames. Whether that succeeds is not important.
 func rehearse(frames []rehearsal) {

@@ -57,7 +57,7 @@ func startOrTakeOver(ctx context.Context, cfg Config) (*Generation, error) {
 	}
 	if cfg.Mode != StartOnly {
 		var rehearsal sync.WaitGroup
-		rehearsal.Go(func() { rehearse(successorsFrames) })
+		rehearsal.Go(rehearseSuccessor)
 		defer rehearsal.Wait()
 	}
 	give := time.NewTimer(cfg.StepTimeout)

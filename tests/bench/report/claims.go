@@ -143,7 +143,7 @@ func targets() []target {
 			return fmt.Sprintf("handoverd %s, the packages in a program %s, tableflip %s", duration(ours.Median), duration(library.Median), duration(theirs.Median)),
 				ours.Median <= theirs.Median && library.Median <= theirs.Median, ours.N > 0 && theirs.N > 0 && library.N > 0
 		}},
-		{"package scm within 1.3 times the bare system calls, for 253 descriptors", func(r *Results) (string, bool, bool) {
+		{"package scm within 1.3 times the bare system calls, for 253 descriptors, with one processor", func(r *Results) (string, bool, bool) {
 			p := passing(r, "sockets", 253)
 			s := spread(ratios(p.SCM, p.Bare))
 			return digits(s.Median) + " times", s.Median <= 1.3, s.N > 0
